@@ -1,0 +1,81 @@
+# Needs Python 3.11 or newer and make. Stamp files in .venv keep a second call from installing again.
+PYTHON ?= python3
+OUT ?= runs/quickstart
+DATA ?= ../shared/data
+MINUTES ?=
+PIP_FLAGS ?= --disable-pip-version-check --quiet
+
+VENV := .venv
+BIN := $(VENV)/bin
+SETTINGS := pyproject.toml constraints.txt
+
+.PHONY: help install quickstart test test-fast test-slow lint format docs bench clean
+
+help:
+	@echo "make install     environment in $(VENV) with everything for development"
+	@echo "make quickstart  train a small model on this machine and talk to it (OUT=DIR MINUTES=N)"
+	@echo "make test        every test but the slow ones;  test-fast: unit tests only;  test-slow: the oracles"
+	@echo "make lint        ruff, mypy, import order of the rooms"
+	@echo "make docs        the manual, in site/"
+	@echo "make bench       the benchmarks in benchmarks/ (DATA=DIR)"
+
+install: $(VENV)/dev.stamp
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cutaway needs Python 3.11 or newer (make PYTHON=python3.12 ...)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.stamp: $(SETTINGS) | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(SETTINGS) | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/run.stamp
+
+$(VENV)/oracle.stamp: $(SETTINGS) | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev,oracle]'
+	@touch $@ $(VENV)/dev.stamp $(VENV)/run.stamp
+
+.venv457/stamp: constraints-457.txt
+	$(PYTHON) -m venv .venv457
+	.venv457/bin/python -m pip install $(PIP_FLAGS) -r constraints-457.txt
+	@touch $@
+
+quickstart: $(VENV)/run.stamp
+	$(BIN)/cutaway quickstart --out $(OUT) $(if $(MINUTES),--budget-minutes $(MINUTES))
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests
+
+test-fast: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/unit
+
+# Without the oracles (no network, say) the tests that need them are skipped, each with its reason.
+test-slow: $(VENV)/dev.stamp
+	-@$(MAKE) --no-print-directory $(VENV)/oracle.stamp .venv457/stamp
+	$(BIN)/python -m pytest -q -m slow tests
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/dev.stamp
+	$(BIN)/mkdocs build --strict --quiet
+
+# Each table goes to benchmarks/RESULTS.md by hand, with machine, date and command.
+bench: $(VENV)/oracle.stamp
+	@test -f $(DATA)/pretrain_mix.jsonl.xz || { echo "make bench DATA=DIR: needs pretrain_mix, pretrain_extra and sft_mix .jsonl.xz"; exit 2; }
+	test -f runs/bench/tokenizer/tokenizer.json || $(BIN)/cutaway tokenizer train --data $(DATA)/pretrain_mix.jsonl.xz --scripts hans:0.8,hant:0.2 --out runs/bench/tokenizer
+	$(BIN)/python benchmarks/compression.py --data $(DATA)/pretrain_mix.jsonl.xz
+	$(BIN)/python benchmarks/against_transformers.py speed --pretrain $(DATA)/pretrain_mix.jsonl.xz --sft $(DATA)/sft_mix.jsonl.xz --tokenizer runs/bench/tokenizer
+	$(BIN)/python benchmarks/against_transformers.py quality --pretrain $(DATA)/pretrain_mix.jsonl.xz --tokenizer runs/bench/tokenizer
+
+clean:
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,322 @@
+"""Cutaway's training step beside a padded fp32 loop over a `transformers` Llama of the same shape, in one run.
+
+    python benchmarks/against_transformers.py speed   --pretrain P.jsonl.xz --sft S.jsonl.xz --tokenizer DIR
+    python benchmarks/against_transformers.py quality --pretrain P.jsonl.xz --tokenizer DIR --minutes 15 --seeds 2
+
+`speed` alternates short stretches of both, so that a noisy machine hurts both alike, and prints useful (non-padding)
+tokens a second and the share of the bf16 matrix-product rate measured between them. `quality` trains both for the same
+wall-clock and prints bits per byte of the same held-out documents. The peer is what MiniMind's scripts do: a document a
+row, padded and truncated, fp32, AdamW with cosine decay, no compilation.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from cutaway.data.cache import TokenCache, build_cache, split_holdout
+from cutaway.data.loader import Batch, RowSource, evaluation_batches
+from cutaway.evals.bpb import bits_per_byte
+from cutaway.model.config import ModelConfig
+from cutaway.model.transformer import CausalLM
+from cutaway.model.weights import initialise, load_model
+from cutaway.recipe import load_recipe
+from cutaway.tokenization.tokenizer import Tokenizer
+from cutaway.training.derive import derive_model
+from cutaway.training.distributed import Ranks
+from cutaway.training.metrics import matmul_rate, read_metrics
+from cutaway.training.network import Network
+from cutaway.training.optim import make_optimizers
+from cutaway.training.precision import keep_freed_memory
+
+CPU = torch.device("cpu")
+ALONE = Ranks(0, 1, CPU)
+HOLDOUT = 131072
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["speed", "quality", "peer"])
+    parser.add_argument("--pretrain", required=True)
+    parser.add_argument("--sft")
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--recipe", default="mini")
+    parser.add_argument("--row-length", type=int, default=512)
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--peer-rows", type=int, default=16, help="rows in a step of the peer")
+    parser.add_argument("--peer-lr", type=float, default=5e-4, help="peak learning rate of the peer")
+    parser.add_argument("--together", action="store_true", help="quality: both at once, a core each")
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--out", default="benchmarks/results")
+    arguments = parser.parse_args()
+    keep_freed_memory()  # both sides gain from it
+    tokenizer = Tokenizer.load(arguments.tokenizer)
+    recipe = load_recipe(arguments.recipe)
+    ids = (tokenizer.im_end_id, tokenizer.eos_id)
+    config, _ = derive_model(recipe.model, tokenizer.vocab_size, arguments.row_length, ids)
+    if arguments.what == "peer":
+        train_peer(arguments, config, tokenizer)
+        return
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    result = speed(arguments, config, tokenizer) if arguments.what == "speed" else quality(arguments, config, tokenizer)
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    name = f"against_transformers_{arguments.what}.json"
+    (out / name).write_text(json.dumps({"arguments": vars(arguments), "result": result}, indent=1) + "\n")
+
+
+def peer_model(config: ModelConfig, seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    shape = {name: getattr(config, name) for name in (*names, "num_key_value_heads", "head_dim")}
+    return LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=2048, tie_word_embeddings=True))
+
+
+def own_model(config: ModelConfig, seed: int) -> CausalLM:
+    model = CausalLM(config)
+    initialise(model, seed)
+    return model
+
+
+def padded_rows(cache: TokenCache, indices: np.ndarray, rows: int, length: int, seed: int) -> Iterator[Batch]:
+    """One document a row, cut at the row length, padded to it: what a loader without packing feeds."""
+    generator = np.random.default_rng(seed)
+    while True:
+        for chunk in np.array_split(generator.permutation(indices), max(1, len(indices) // rows)):
+            shape = (rows, length)
+            input_ids, targets = torch.zeros(shape, dtype=torch.int64), torch.full(shape, -100)
+            documents = torch.full(shape, -1, dtype=torch.int32)
+            for row, index in enumerate(chunk[:rows]):
+                tokens = torch.from_numpy(cache.tokens(int(index))[: length + 1].astype(np.int64))
+                trained = cache.trained(int(index))
+                wanted = tokens[1:].clone()
+                if trained is not None:
+                    wanted[~torch.from_numpy(trained[1 : length + 1].copy())] = -100
+                input_ids[row, : len(tokens) - 1], targets[row, : len(tokens) - 1] = tokens[:-1], wanted
+                documents[row, : len(tokens) - 1] = 0
+            yield Batch(input_ids, targets, torch.zeros_like(input_ids), documents)
+
+
+def peer_step(model: LlamaForCausalLM) -> Callable[[Batch], Tensor]:
+    def step(batch: Batch) -> Tensor:
+        mask = (batch.documents >= 0).long()
+        logits = model(input_ids=batch.input_ids, attention_mask=mask).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
+
+    return step
+
+
+def own_step(model: CausalLM) -> Callable[[Batch], Tensor]:
+    network = Network(model, ALONE, torch.bfloat16)
+    network.compile()
+    return lambda batch: network.token_losses(batch).sum() / batch.trained_tokens()
+
+
+def speed(arguments: argparse.Namespace, config: ModelConfig, tokenizer: Tokenizer) -> dict[str, object]:
+    """Useful tokens a second with the optimizer, and the share of the matrix rate without it."""
+    result: dict[str, object] = {}
+    for kind, path in (("pretrain", arguments.pretrain), ("sft", arguments.sft)):
+        if path is None:
+            continue
+        cache = build_cache([path], tokenizer, kind, max_tokens=arguments.row_length + 1)
+        everything = np.arange(len(cache))
+        rows = 8192 // arguments.row_length
+        peer, own = peer_model(config, 0), own_model(config, 0)
+        sides = {
+            "transformers, padded, fp32": (
+                peer_step(peer),
+                padded_rows(cache, everything, 8, arguments.row_length, 0),
+                [torch.optim.AdamW(peer.parameters(), lr=1e-4)],
+                1,
+            ),
+            "cutaway": (
+                own_step(own),
+                RowSource(cache, rows=rows, seq=arguments.row_length, prefetch=2),
+                make_optimizers(own, optimizer="adamw", muon_lr=0.0, adam_lr=1e-4, weight_decay=0.1),
+                4,
+            ),
+        }
+        for step, batches, _, _ in sides.values():
+            for _ in range(2):
+                step(next(batches)).backward()
+        totals = {name: [0.0, 0.0, 0.0] for name in sides}  # useful tokens, seconds, seconds without the optimizer
+        rates = []
+        for _ in range(3):
+            for name, (step, batches, optimizers, accumulate) in sides.items():
+                rates.append(matmul_rate(CPU, torch.bfloat16, seconds=1.0))
+                _stretch(totals[name], step, batches, optimizers, accumulate, seconds=15.0)
+        rate = float(np.median(rates))
+        table = {}
+        for name, (tokens, seconds, bare) in totals.items():
+            table[name] = {"tokens_per_second": tokens / seconds, "tokens_per_second_bare": tokens / bare}
+        flops = own.flops_per_token(arguments.row_length)
+        padding = _fill(RowSource(cache, rows=rows, seq=arguments.row_length))
+        table["cutaway"]["mfu_without_optimizer"] = table["cutaway"]["tokens_per_second_bare"] / padding * flops / rate
+        causal = own.causal_flops_per_token(arguments.row_length)
+        table["cutaway"]["mfu_causal"] = table["cutaway"]["tokens_per_second_bare"] / padding * causal / rate
+        ratio = table["cutaway"]["tokens_per_second"] / table["transformers, padded, fp32"]["tokens_per_second"]
+        print(f"\n{kind}, row length {arguments.row_length}, {own.num_parameters() / 1e6:.1f}M parameters")
+        for name, values in table.items():
+            print(f"  {name:28s}", "  ".join(f"{key} {value:,.3g}" for key, value in values.items()))
+        print(
+            f"  ratio {ratio:.2f}; bf16 matrix products {rate / 1e9:.0f} GFLOP/s (median of {len(rates)})", flush=True
+        )
+        result[kind] = table | {"ratio": ratio, "bf16_gflops": rate / 1e9}
+    return result
+
+
+def _stretch(
+    totals: list[float],
+    step: Callable[[Batch], Tensor],
+    batches: Iterator[Batch],
+    optimizers: list[torch.optim.Optimizer],
+    accumulate: int,
+    seconds: float,
+) -> None:
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        begin = time.perf_counter()
+        for _ in range(accumulate):
+            batch = next(batches)
+            (step(batch) / accumulate).backward()
+            totals[0] += batch.useful_tokens()
+        middle = time.perf_counter()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        totals[1] += time.perf_counter() - begin
+        totals[2] += middle - begin
+
+
+def _fill(source: RowSource) -> float:
+    batch = next(source)
+    return batch.useful_tokens() / batch.input_ids.numel()
+
+
+def quality(arguments: argparse.Namespace, config: ModelConfig, tokenizer: Tokenizer) -> list[dict[str, float]]:
+    """Bits per byte of the same held-out documents after the same wall-clock, start and compilation included.
+
+    Ours is the plain `cutaway pretrain` command with its derived settings. With `--together` the two run at the same
+    time, each with one thread on a core of its own, so that a noisy machine cannot favour one of them.
+    """
+    cache = build_cache([arguments.pretrain], tokenizer, "pretrain")
+    results = []
+    for seed in range(arguments.seeds):
+        # Both sides leave out the documents that the same hash of seed and content chooses.
+        _, heldout = split_holdout(cache, HOLDOUT, seed)
+        held, num_bytes = evaluation_batches(cache, heldout, 8, arguments.row_length)
+        with tempfile.TemporaryDirectory() as folder:
+            commands = [_peer_command(arguments, seed, folder), _own_command(arguments, seed, folder)]
+            if arguments.together:
+                running = [_on_core(command, core) for core, command in enumerate(commands)]
+                codes = [process.wait() for process in running]
+            else:
+                codes = [subprocess.run(command).returncode for command in commands]
+            if any(codes):
+                raise SystemExit(f"a training process failed: exit codes {codes}")
+            tokens = json.loads(Path(folder, "peer.json").read_text())["tokens"]
+            peer = peer_model(config, seed)
+            peer.load_state_dict(load_file(Path(folder, "peer.safetensors")), strict=False)
+            own = load_model(Path(folder, "own"))
+            last = read_metrics(Path(folder, "own"))[-1]
+            recipe = Path(folder, "own", "recipe.toml").read_text()
+        scores: dict[str, float] = {"peer_bpb": bits_per_byte(as_network(peer), held, num_bytes)["bpb"]}
+        scores["own_bpb"] = bits_per_byte(Network(own, ALONE, torch.bfloat16), held, num_bytes)["bpb"]
+        scores |= {"seed": seed, "peer_tokens": tokens, "own_tokens": last["tokens"]}
+        scores["lower_by"] = 1 - scores["own_bpb"] / scores["peer_bpb"]
+        if seed == 0:
+            print(recipe)
+        print(json.dumps({key: round(value, 4) for key, value in scores.items()}), flush=True)
+        results.append(scores)
+    return results
+
+
+def _peer_command(arguments: argparse.Namespace, seed: int, folder: str) -> list[str]:
+    flags = {"pretrain": arguments.pretrain, "tokenizer": arguments.tokenizer, "recipe": arguments.recipe}
+    flags |= {"row-length": arguments.row_length, "minutes": arguments.minutes, "peer-lr": arguments.peer_lr}
+    flags |= {"peer-rows": arguments.peer_rows, "seed": seed, "out": folder}
+    return [
+        sys.executable,
+        __file__,
+        "peer",
+        *(str(part) for key, value in flags.items() for part in (f"--{key}", value)),
+    ]
+
+
+def _own_command(arguments: argparse.Namespace, seed: int, folder: str) -> list[str]:
+    flags = {"recipe": arguments.recipe, "data": arguments.pretrain, "init": arguments.tokenizer, "scripts": "keep"}
+    flags |= {"row-length": arguments.row_length, "minutes": arguments.minutes, "holdout-tokens": HOLDOUT}
+    flags |= {"eval-every": 1000000, "sample-every": 0, "out": f"{folder}/own", "seed": seed}
+    return [sys.executable, "-m", "cutaway", "pretrain", *(str(p) for key, v in flags.items() for p in (f"--{key}", v))]
+
+
+def _on_core(command: list[str], core: int) -> "subprocess.Popen[bytes]":
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, {core}))
+
+
+def train_peer(arguments: argparse.Namespace, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """The peer's training process."""
+    start, budget = time.perf_counter(), arguments.minutes * 60
+    cache = build_cache([arguments.pretrain], tokenizer, "pretrain")
+    train, _ = split_holdout(cache, HOLDOUT, arguments.seed)
+    model = peer_model(config, arguments.seed)
+    batches = padded_rows(cache, train, arguments.peer_rows, arguments.row_length, arguments.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.peer_lr, weight_decay=0.1, betas=(0.9, 0.95))
+    step, tokens = peer_step(model), 0.0
+    while (done := (time.perf_counter() - start) / budget) < 1:
+        # The schedule follows the clock, so that it ends when the time does: 3 % warm-up, cosine to 10 %.
+        factor = done / 0.03 if done < 0.03 else 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = arguments.peer_lr * max(factor, 0.01)
+        batch = next(batches)
+        loss = step(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        tokens += batch.useful_tokens()
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(weights, Path(arguments.out, "peer.safetensors"))
+    Path(arguments.out, "peer.json").write_text(json.dumps({"tokens": tokens}))
+
+
+def as_network(peer: LlamaForCausalLM) -> Network:
+    """The peer under our evaluation."""
+    return Network(cast(CausalLM, _AsOurs(peer)), ALONE, torch.float32)
+
+
+class _AsOurs(torch.nn.Module):
+    """The peer with our signature: packed rows and a 4-D mask, since a document at a time would be slow."""
+
+    def __init__(self, peer: LlamaForCausalLM) -> None:
+        super().__init__()
+        self.peer = peer
+
+    def forward(
+        self, input_ids: Tensor, *, positions: Tensor, documents: Tensor, targets: Tensor, z_loss: float = 0.0
+    ) -> Tensor:
+        same = documents.unsqueeze(2) == documents.unsqueeze(1)
+        allowed = (same & torch.ones_like(same).tril()).unsqueeze(1)
+        logits = self.peer(input_ids=input_ids, position_ids=positions, attention_mask=allowed).logits
+        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        return nll.view(targets.shape)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From files to batches: readers, script conversion, the token cache, packing and the loader."""

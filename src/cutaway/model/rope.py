@@ -1,0 +1,103 @@
+"""Rotary position embedding, and the ways of stretching it to contexts longer than those trained on."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cutaway.model.config import ModelConfig
+
+
+class RotaryEmbedding(nn.Module):
+    r"""Angles of the rotary position embedding (Su et al., arXiv 2104.09864, section 3.2).
+
+    Pair $i$ of a head's $d$ channels turns by $p\,\theta_i$ at position $p$, with $\theta_i = b^{-2i/d}$ and base $b$
+    `rope_theta`. A query and a key then meet at an angle that depends on the distance of their positions only. The
+    angles are computed from the positions given, so packed documents simply restart at 0.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        inv_freq, self.attention_factor = inverse_frequencies(config)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+
+    def forward(
+        self, positions: Int[Tensor, "batch seq"]
+    ) -> tuple[Float[Tensor, "batch 1 seq half"], Float[Tensor, "batch 1 seq half"]]:
+        """Cosines and sines in fp32, one for each pair of channels."""
+        with torch.autocast(positions.device.type, enabled=False):
+            angles = positions.unsqueeze(1).unsqueeze(-1).float() * self.inv_freq
+            return angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
+
+
+def rotate(
+    x: Float[Tensor, "batch heads seq head_dim"],
+    cos: Float[Tensor, "batch 1 seq half"],
+    sin: Float[Tensor, "batch 1 seq half"],
+) -> Float[Tensor, "batch heads seq head_dim"]:
+    """Turn channel pairs $(x_i, x_{i+d/2})$ by their angles: Llama's checkpoints pair the two halves of a head."""
+    first, second = x.float().chunk(2, dim=-1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return turned.to(x.dtype)
+
+
+def inverse_frequencies(config: ModelConfig) -> tuple[Float[Tensor, " half"], float]:
+    """Turning rates in radians a position, and the factor on cosine and sine (1 except for YaRN)."""
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    rates = 1.0 / config.rope_theta**half
+    scaling = config.rope_scaling
+    match scaling.get("rope_type", "default"):
+        case "linear":
+            return rates / float(scaling["factor"]), 1.0
+        case "llama3":
+            return _llama3(rates, scaling), 1.0
+        case "yarn":
+            return _yarn(rates, config)
+        case _:
+            return rates, 1.0
+
+
+def _llama3(rates: Tensor, scaling: dict[str, Any]) -> Tensor:
+    """Llama 3.1's rule: slow channels are slowed by `factor`, fast ones kept, those between blended by wavelength."""
+    factor, low, high = (float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    turns = float(scaling["original_max_position_embeddings"]) * rates / (2 * math.pi)
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return rates * (keep + (1 - keep) / factor)
+
+
+def _yarn(rates: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
+    r"""YaRN (Peng et al., arXiv 2309.00071): "NTK by parts", section 3.2, and the attention factor, equation 22.
+
+    Channels that turn more than `beta_fast` (32) times within the trained length keep their rate, those that turn less
+    than `beta_slow` (1) times are slowed by `factor` $s$, linearly between in the channel index; attention sharpens by
+    $0.1\ln s + 1$ on queries and keys each. Whole-channel rounding as `transformers` has it.
+    """
+    scaling, dim = config.rope_scaling, config.head_dim
+    factor = float(scaling["factor"])
+    length = float(scaling.get("original_max_position_embeddings") or config.max_position_embeddings)
+
+    def channel(turns: float) -> float:
+        return dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+    low, high = channel(float(scaling.get("beta_fast") or 32)), channel(float(scaling.get("beta_slow") or 1))
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    slowed = ramp.clamp(0, 1)
+    attention = scaling.get("attention_factor")
+    if attention is None:
+        scale, scale_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        if scale and scale_all:
+            attention = _mscale(factor, float(scale)) / _mscale(factor, float(scale_all))
+        else:
+            attention = _mscale(factor, 1.0)
+    return rates * (1 - slowed) + rates / factor * slowed, float(attention)
+
+
+def _mscale(factor: float, scale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0

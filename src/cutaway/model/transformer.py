@@ -1,0 +1,151 @@
+"""The decoder: embedding, layers, head."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cutaway.model.attention import Attention, Cache, Mask, packed_mask
+from cutaway.model.config import ModelConfig
+from cutaway.model.mlp import SwiGLU
+from cutaway.model.moe import MixtureOfExperts, Routing
+from cutaway.model.norm import RMSNorm
+from cutaway.model.rope import RotaryEmbedding
+from cutaway.objectives.next_token import token_nll
+
+
+class DecoderLayer(nn.Module):
+    r"""$h \leftarrow h + \mathrm{Attention}(\mathrm{norm}(h)),\ h \leftarrow h + \mathrm{mlp}(\mathrm{norm}(h))$.
+
+    The second is a SwiGLU, or a mixture of them where the model has experts.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp: SwiGLU | MixtureOfExperts = MixtureOfExperts(config) if config.num_experts else SwiGLU(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        h: Float[Tensor, "batch seq hidden"],
+        cos: Float[Tensor, "batch 1 seq half"],
+        sin: Float[Tensor, "batch 1 seq half"],
+        mask: Mask,
+        cache: Cache | None,
+        routing: Routing | None = None,
+    ) -> Float[Tensor, "batch seq hidden"]:
+        h = h + self.self_attn(self.input_layernorm(h), cos, sin, mask, cache)
+        x = self.post_attention_layernorm(h)
+        h = h + (self.mlp(x, routing) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(x))
+        return h
+
+
+class Decoder(nn.Module):
+    """Token ids to hidden states."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = RotaryEmbedding(config)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        positions: Int[Tensor, "batch seq"],
+        mask: Mask,
+        cache: Cache | None,
+        routing: Routing | None = None,
+    ) -> Float[Tensor, "batch seq hidden"]:
+        h = self.embed_tokens(input_ids)
+        if torch.is_autocast_enabled(h.device.type):
+            h = h.to(torch.get_autocast_dtype(h.device.type))
+        cos, sin = self.rotary(positions)
+        for layer in self.layers:
+            h = layer(h, cos, sin, mask, cache, routing)
+        out: Tensor = self.norm(h)
+        return out
+
+
+class CausalLM(nn.Module):
+    """A decoder with a language-model head. Its `state_dict` has the names of Llama and Qwen3 checkpoints."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> Float[Tensor, "vocab hidden"]:
+        """Rows are the output vectors of the tokens: the embedding itself where the two are tied."""
+        module = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        weight: Tensor = module.weight
+        return weight
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        *,
+        positions: Int[Tensor, "batch seq"] | None = None,
+        documents: Int[Tensor, "batch seq"] | None = None,
+        cache: Cache | None = None,
+        targets: Int[Tensor, "batch seq"] | None = None,
+        z_loss: float = 0.0,
+        routing: Routing | None = None,
+    ) -> Float[Tensor, "batch seq vocab"] | Float[Tensor, "batch seq"]:
+        """Logits; or with `targets` each target's negative log-likelihood in nats, fp32, without keeping the logits.
+
+        `positions` default to 0, 1, 2, ...; `documents` holds an id per token, and a token sees its own document only
+        (default: a row is one document); `cache` holds keys and values of earlier tokens (its mask rules then);
+        `routing` is filled with what the routers of experts said.
+        """
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        mask = None if documents is None else packed_mask(documents)
+        hidden = self.model(input_ids, positions, mask, cache, routing)
+        if targets is None:
+            return F.linear(hidden, self.head_weight)
+        return token_nll(hidden, self.head_weight, targets, z_loss)
+
+    def num_parameters(self, embeddings: bool = True) -> int:
+        """Number of parameters, a tied matrix counted once; without `embeddings`, the input embedding left out."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        return total if embeddings else total - self.model.embed_tokens.weight.numel()
+
+    def num_active_parameters(self, embeddings: bool = True) -> int:
+        """As `num_parameters`, with the experts that one token passes through instead of all."""
+        return self.num_parameters(embeddings) - self._expert_parameters() + self._active_expert_parameters()
+
+    def _expert_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.ndim == 3)
+
+    def _active_expert_parameters(self) -> int:
+        config = self.config
+        return self._expert_parameters() * config.num_experts_per_tok // max(1, config.num_experts)
+
+    def flops_per_token(self, row_length: int) -> int:
+        """Training FLOPs a token, forward and backward: 6 a matrix weight that a token meets (the head
+        counts, the look-up does not; of the experts those that a token passes through) and
+        12 x layers x heads x head_dim x row_length for attention, as in PaLM (arXiv 2204.02311, appendix B).
+
+        PaLM's count takes the full square although a causal mask leaves half of it; so do others' MFU figures, and
+        ours can be compared with theirs. `causal_flops_per_token` counts the half.
+        """
+        return self._matrix_flops() + 12 * self._attention_width() * row_length
+
+    def causal_flops_per_token(self, row_length: int) -> int:
+        """As `flops_per_token`, with only the causal half of attention: what must be computed."""
+        return self._matrix_flops() + 6 * self._attention_width() * row_length
+
+    def _attention_width(self) -> int:
+        return self.config.num_hidden_layers * self.config.num_attention_heads * self.config.head_dim
+
+    def _matrix_flops(self) -> int:
+        matrices = sum(parameter.numel() for parameter in self.parameters() if parameter.ndim == 2)
+        embedding = 0 if self.config.tie_word_embeddings else self.model.embed_tokens.weight.numel()
+        return 6 * (matrices - embedding + self._active_expert_parameters())

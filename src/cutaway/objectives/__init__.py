@@ -1,0 +1,1 @@
+"""Pure functions, tensors in, tensors out: what each stage optimises. They import torch and jaxtyping only."""

@@ -1,0 +1,282 @@
+"""Typed settings: a field with its docstring is the flag, the default and the documentation.
+
+A recipe file (TOML, one table a stage) names few things. What is `None` here is derived from the sizes when the stage
+starts, by the rules in `training/derive.py`, which are printed with value, reason and source, and written to the run's
+own `recipe.toml`, so that a run is described completely by one file.
+"""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from cutaway.errors import UserError
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """Byte-level BPE."""
+
+    vocab_size: int = 6400
+    """Number of tokens, control tokens and the 256 bytes included."""
+    pattern: Literal["qwen2", "llama3"] = "qwen2"
+    """Pre-tokenizer: `qwen2` keeps every digit apart, `llama3` groups up to three."""
+    scripts: str = "keep"
+    """Chinese scripts of the training text: `keep`, `hans`, `hant`, or a mix such as `hans:0.8,hant:0.2`."""
+    seed: int = 0
+    """Seed of the document sample taken from inputs over 32 MB, and of the script mix."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The decoder: a Llama, with `qk_norm` a Qwen3, with experts too a Qwen3-MoE."""
+
+    hidden_size: int = 256
+    """Width of the residual stream."""
+    num_hidden_layers: int = 4
+    """Number of decoder layers."""
+    num_attention_heads: int = 4
+    """Number of query heads."""
+    num_key_value_heads: int | None = None
+    """Number of key and value heads; derived: a quarter, a third or a half of the query heads."""
+    head_dim: int | None = None
+    """Width of one head; derived: hidden_size / num_attention_heads."""
+    intermediate_size: int | None = None
+    """Width of the SwiGLU layer; derived: 8/3 of hidden_size, rounded up to a multiple of 128."""
+    max_position_embeddings: int | None = None
+    """Longest context; derived: four times the training row."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    qk_norm: bool = True
+    """RMSNorm on queries and keys: true gives exactly Qwen3, false exactly Llama."""
+    tie_word_embeddings: bool = True
+    """One matrix for input embedding and output head."""
+    num_experts: int = 0
+    """Experts in every layer, each a SwiGLU of moe_intermediate_size; 0 for dense layers."""
+    num_experts_per_tok: int = 2
+    """Experts that a token passes through."""
+    moe_intermediate_size: int | None = None
+    """Width of one expert; derived: intermediate_size / num_experts_per_tok, a dense layer's width active."""
+    norm_topk_prob: bool = True
+    """Weights of a token's experts sum to 1; false takes them as the softmax over all experts gives them."""
+    router_aux_loss_coef: float = 0.01
+    """Weight of the load-balancing loss, which keeps experts from being left out."""
+    router_z_loss_coef: float = 0.001
+    """Weight of the router's z-loss, which keeps its logits small."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What every training stage shares. Exactly one of minutes, tokens, steps, epochs sets the horizon."""
+
+    minutes: float | None = None
+    """Horizon as wall-clock, everything included; turned into steps by a speed measurement at the start."""
+    tokens: int | None = None
+    """Horizon in useful tokens."""
+    steps: int | None = None
+    """Horizon in optimizer steps."""
+    epochs: float | None = None
+    """Horizon in passes over the data."""
+    seed: int = 0
+    """Seed of initialisation, data order and held-out slice."""
+    row_length: int = 512
+    """Tokens in a row of packed documents."""
+    batch_tokens: int | None = None
+    """Tokens in one optimizer step, over all ranks and accumulation; derived from the horizon."""
+    micro_batch_tokens: int | None = None
+    """Tokens in one forward pass on one device; derived from the device."""
+    optimizer: Literal["auto", "muon", "adamw"] = "auto"
+    """Optimizer of the matrices; `auto` takes Muon where it costs at most 8 % of a step. The rest is always AdamW."""
+    muon_lr: float | None = None
+    """Peak learning rate of the matrices under Muon; derived."""
+    adam_lr: float | None = None
+    """Peak learning rate under AdamW; derived."""
+    weight_decay: float | None = None
+    """Decoupled weight decay of matrices (never of norms); derived."""
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    """Learning-rate schedule: warm-up, stable, decay; or warm-up and cosine."""
+    warmup_fraction: float = 0.03
+    """Share of the steps spent warming up."""
+    decay_fraction: float = 0.5
+    """Share of the steps spent decaying (wsd)."""
+    final_lr_fraction: float = 0.05
+    """Learning rate at the last step, as a share of the peak."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 turns clipping off."""
+    z_loss: float = 0.0
+    """Weight of the squared log-normaliser, which keeps logits from drifting."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the matrix products; weights, optimizer and loss stay in fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; `auto` compiles where the horizon repays it."""
+    scripts: str = "keep"
+    """Chinese scripts trained on: `keep`, `hans`, `hant`, or a mix such as `hans:0.8,hant:0.2` (by document)."""
+    holdout_tokens: int = 65536
+    """Tokens of the training files kept out for evaluation, chosen by a hash of each document; 0 for none."""
+    eval_every: int | None = None
+    """Steps between evaluations on held-out text; derived: about twenty a run."""
+    log_every: int | None = None
+    """Steps between lines of metrics.jsonl; derived: at most about a thousand lines a run."""
+    save_every: int | None = None
+    """Steps between checkpoints; derived: about ten a run."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept for resuming; older ones are removed."""
+    sample_every: int | None = None
+    """Steps between sample texts; derived: about four a run; 0 for none."""
+    skip_bad: int = 0
+    """Bad records tolerated (each is reported) before the run stops."""
+    price_per_hour: float = 0.0
+    """Price of this machine per hour in any currency, for the running cost."""
+    overfit_one_batch: bool = False
+    """Train on the first batch only: the loss must fall to near zero, or something is broken."""
+    dump_tokens: int = 0
+    """Before training, write the first N rows with their trained tokens in colour (terminal and tokens.html)."""
+    workers: int | None = None
+    """Processes that tokenise; derived: one a core."""
+
+
+@dataclass(frozen=True)
+class PretrainSettings(TrainSettings):
+    """Next-token prediction on plain text."""
+
+
+@dataclass(frozen=True)
+class SFTSettings(TrainSettings):
+    """Next-token prediction on the assistant's tokens of conversations."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about a model's life except the files it reads and writes."""
+
+    name: str = "nano"
+    """Name of the recipe."""
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    pretrain: PretrainSettings = field(default_factory=PretrainSettings)
+    sft: SFTSettings = field(default_factory=SFTSettings)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The files of one run."""
+
+    data: tuple[str, ...] = ()
+    """Training files (.jsonl, .jsonl.gz, .jsonl.xz, .jsonl.zst, .parquet)."""
+    out: str = ""
+    """Run directory to write."""
+    init: str | None = None
+    """Model directory to start from; pretraining also takes a tokenizer directory here and starts a new model."""
+    eval_data: tuple[str, ...] = ()
+    """Files to evaluate on, instead of a held-out slice of the training files."""
+    resume: bool = False
+    """Go on from the last checkpoint in --out."""
+
+
+def builtin_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("cutaway") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Read a built-in recipe by name, or any recipe by path; a run's own tables (`run`, `made`) are left alone."""
+    table = read_toml(name_or_path)
+    for key in ("run", "made"):
+        table.pop(key, None)
+    return build(Recipe, table, where=name_or_path)
+
+
+def read_toml(name_or_path: str) -> dict[str, Any]:
+    """Parse a recipe file; a built-in name needs no path."""
+    path = Path(name_or_path)
+    if name_or_path in builtin_recipes():
+        text = (resources.files("cutaway") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+    elif path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not a text file that can be read: {error}") from None
+    else:
+        known = ", ".join(builtin_recipes())
+        raise UserError(f"no recipe '{name_or_path}': neither a file nor one of {known}")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{name_or_path}: not valid TOML: {error}") from None
+
+
+def build(cls: type[Settings], table: dict[str, Any], where: str) -> Settings:
+    """Make a settings dataclass from a plain table; an unknown key or a wrong type is one line that says where."""
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in hints:
+            raise UserError(f"{where}: unknown key '{key}' (known: {', '.join(sorted(hints))})")
+        values[key] = _convert(value, hints[key], f"{where}: {key}")
+    return cls(**values)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise UserError(f"{where} must be a table")
+        return build(hint, value, where)
+    if origin in (types.UnionType, typing.Union):
+        inner = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        return _convert(value, inner, where)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise UserError(f"{where} is {value!r}, must be one of {', '.join(map(repr, typing.get_args(hint)))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise UserError(f"{where} must be a list")
+        return tuple(_convert(item, typing.get_args(hint)[0], where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise UserError(f"{where} is {value!r}, must be of type {hint.__name__}")
+    return value
+
+
+def load_run(path: str) -> RunSettings:
+    """The `run` table of a run's recipe.toml: the files that it reads and writes."""
+    return build(RunSettings, read_toml(path).get("run", {}), where=f"{path}: run")
+
+
+def save_recipe(recipe: Recipe, path: Path, run: RunSettings, made: dict[str, Any]) -> None:
+    """Write the fully resolved recipe with the run's files and how it was made, as TOML; `None` is left out."""
+    lines: list[str] = []
+    document = dataclasses.asdict(recipe) | {"run": dataclasses.asdict(run), "made": made}
+    for key, value in document.items():
+        if not isinstance(value, dict):
+            lines.append(f"{key} = {_toml(value)}")
+    for key, value in document.items():
+        if isinstance(value, dict):
+            lines.append(f"\n[{key}]")
+            lines += [f"{name} = {_toml(item)}" for name, item in value.items() if item is not None]
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = "".join(_ESCAPES.get(char, char) for char in value)
+        return f'"{escaped}"'
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return repr(value)
+
+
+_ESCAPES = {"\\": "\\\\", '"': '\\"'} | {chr(code): f"\\u{code:04x}" for code in (*range(32), 127)}

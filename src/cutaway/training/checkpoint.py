@@ -1,0 +1,167 @@
+"""Checkpoints that a crash cannot tear: complete directories under `state/`, moved into place by one rename.
+
+    RUN/state/step-00000100/   model.safetensors  optimizer.safetensors  state.json     what a resume reads
+    RUN/model.safetensors      a hard link to the newest of them                        what everybody else reads
+
+Nothing is pickled. A resume takes the newest directory that can be read in full.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cutaway.errors import UserError
+from cutaway.model.weights import write_safetensors, write_text
+
+log = logging.getLogger("cutaway")
+
+
+class Checkpoints:
+    """The checkpoints of one run directory."""
+
+    def __init__(self, run: Path, keep: int) -> None:
+        self.run, self.folder, self.keep = run, run / "state", max(1, keep)
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        names = [path.name for path in self.folder.glob("step-*") if (path / "state.json").is_file()]
+        return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdigit())
+
+    def save(self, step: int, model: nn.Module, optimizers: Sequence[Optimizer], state: dict[str, Any]) -> None:
+        """Write a checkpoint, publish its weights, remove the ones beyond `keep`. A full disk is a UserError."""
+        final = self._path(step)
+        partial = final.with_name(f".{final.name}.partial")
+        try:
+            for stale in self.folder.glob(".step-*.partial"):
+                shutil.rmtree(stale, ignore_errors=True)
+            partial.mkdir(parents=True)
+            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+            write_safetensors(weights, partial / "model.safetensors")
+            tensors, numbers = _flatten(model, optimizers)
+            tensors["rng.cpu"] = torch.get_rng_state()
+            if torch.cuda.is_available():
+                tensors["rng.cuda"] = torch.cuda.get_rng_state()
+            write_safetensors(tensors, partial / "optimizer.safetensors")
+            document = {"step": step, "optimizer": numbers} | state
+            write_text(json.dumps(document, indent=1) + "\n", partial / "state.json")
+            _sync(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            os.rename(partial, final)
+            _sync(self.folder)
+            self.publish(step)
+        except (OSError, UserError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            kept = self.steps()
+            last = f"the checkpoint of step {kept[-1]} is intact" if kept else "there is no earlier checkpoint"
+            raise UserError(f"checkpoint of step {step} could not be written ({error}); {last}") from error
+        # One with a later step was damaged, or this run would have gone on from it.
+        whole = [kept for kept in self.steps() if kept <= step][-self.keep :]
+        for other in set(self.steps()) - set(whole):
+            shutil.rmtree(self._path(other), ignore_errors=True)
+
+    def publish(self, step: int) -> None:
+        """Make a checkpoint's weights the run's `model.safetensors`, by a hard link where the file system has them."""
+        source, target = self._path(step) / "model.safetensors", self.run / "model.safetensors"
+        partial = target.with_name(target.name + ".partial")
+        partial.unlink(missing_ok=True)
+        if target.exists() and os.path.samefile(source, target):
+            return  # renaming one link of a file onto another does nothing, and would leave both
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)
+        os.replace(partial, target)
+
+    def restore(self, model: nn.Module, optimizers: Sequence[Optimizer], publish: bool = True) -> dict[str, Any]:
+        """Load the newest checkpoint that is whole into model, optimizers and random generators; give back its state.
+
+        Every rank restores, one of them publishes.
+        """
+        for step in reversed(self.steps()):
+            path = self._path(step)
+            try:
+                state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+                weights = _read(path / "model.safetensors")
+                tensors = _read(path / "optimizer.safetensors")
+            except (OSError, ValueError, SafetensorError) as error:
+                log.warning("%s: damaged (%s); trying the checkpoint before it", path, error)
+                continue
+            try:
+                model.load_state_dict(weights)
+            except RuntimeError:
+                raise UserError(f"{path}: made by a model of another shape than this recipe's") from None
+            _unflatten(model, optimizers, tensors, state["optimizer"])
+            torch.set_rng_state(tensors["rng.cpu"])
+            if "rng.cuda" in tensors and torch.cuda.is_available():
+                torch.cuda.set_rng_state(tensors["rng.cuda"])
+            if publish:
+                self.publish(step)
+            return state
+        raise UserError(f"{self.run}: no checkpoint to resume from")
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def _flatten(model: nn.Module, optimizers: Sequence[Optimizer]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Optimizer states as tensors named `optimizer.parameter.key`, and the numbers among them."""
+    names = _names(model)
+    tensors: dict[str, Tensor] = {}
+    numbers: list[dict[str, Any]] = []
+    for i, optimizer in enumerate(optimizers):
+        plain: dict[str, Any] = {}
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                where = f"{i}.{names[id(parameter)]}.{key}"
+                if isinstance(value, Tensor):
+                    tensors[where] = value.detach().cpu().contiguous()
+                else:
+                    plain[where] = value
+        numbers.append({"kind": type(optimizer).__name__, "numbers": plain})
+    return tensors, numbers
+
+
+def _unflatten(
+    model: nn.Module, optimizers: Sequence[Optimizer], tensors: dict[str, Tensor], numbers: list[dict[str, Any]]
+) -> None:
+    kinds = [type(optimizer).__name__ for optimizer in optimizers]
+    if kinds != [entry["kind"] for entry in numbers]:
+        raise UserError(f"checkpoint was made with {[entry['kind'] for entry in numbers]}, this run has {kinds}")
+    by_name = dict(model.named_parameters())
+    for i, optimizer in enumerate(optimizers):
+        values = {name: value for name, value in tensors.items() if name.startswith(f"{i}.")}
+        for where, value in {**values, **numbers[i]["numbers"]}.items():
+            name, key = where.split(".", 1)[1].rsplit(".", 1)
+            parameter = by_name[name]
+            if isinstance(value, Tensor):
+                # Copied, because safetensors maps the file. A fused step counter lives beside its parameter.
+                beside = key != "step" or optimizer.defaults.get("fused")
+                value = value.to(parameter.device if beside else "cpu", copy=True)
+            optimizer.state[parameter][key] = value

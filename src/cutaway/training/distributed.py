@@ -1,0 +1,79 @@
+"""Ranks: what each knows of the others, and the wrapper that sums their gradients. Launched by `torchrun`."""
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cutaway.training.precision import pick_device
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that logs, evaluates aloud and writes."""
+        return self.rank == 0
+
+    def sum_all(self, values: list[float]) -> list[float]:
+        """Sum of each number over all ranks, in one exchange."""
+        if self.world == 1:
+            return values
+        device = self.device if self.device.type == "cuda" else "cpu"
+        total = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(total)
+        return [float(value) for value in total]
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says yes, so that all act alike."""
+        return self.sum_all([float(flag)])[0] > 0
+
+    def broadcast(self, value: float) -> float:
+        """The first rank's number, on every rank."""
+        return self.sum_all([value if self.first else 0.0])[0]
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def start_ranks() -> Ranks:
+    """Join the group that `torchrun` describes in the environment; alone without it."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    device = pick_device(local)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world > 1 and not dist.is_initialized():
+        # The others wait while the first rank tokenises, which can take longer than the default of ten minutes.
+        timeout = datetime.timedelta(hours=4)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    return Ranks(rank, world, device)
+
+
+def stop_ranks(ranks: Ranks) -> None:
+    """Leave the group."""
+    if ranks.world > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """The module to train through: gradients of a backward pass through its forward are averaged over ranks.
+
+    Calling the bare model instead would train every rank on its own data alone, silently.
+    """
+    if ranks.world == 1:
+        return model
+    devices = [ranks.device.index] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)

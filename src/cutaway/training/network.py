@@ -1,0 +1,73 @@
+"""A model as the loop calls it: in the chosen arithmetic, compiled, and wrapped for ranks."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cutaway.data.loader import Batch
+from cutaway.model.moe import Routing
+from cutaway.model.transformer import CausalLM
+from cutaway.objectives.next_token import IGNORE
+from cutaway.training.distributed import Ranks, wrap
+from cutaway.training.precision import autocast
+
+
+class Network:
+    """Calls go to `module`: the bare model at first, then compiled, then wrapped so that ranks sum their gradients."""
+
+    def __init__(self, model: CausalLM, ranks: Ranks, dtype: torch.dtype) -> None:
+        self.model, self.ranks, self.dtype = model.to(ranks.device), ranks, dtype
+        self.local: nn.Module = self.model
+        self.module: nn.Module = self.model
+
+    def compile(self) -> None:
+        """Fuse what lies between the matrix products. Shapes must stay the same from call to call."""
+        self.local = self.module = torch.compile(self.model, dynamic=False)  # type: ignore[assignment]
+
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile` was called."""
+        return self.local is not self.model
+
+    def wrap(self) -> None:
+        """From here on a backward pass averages gradients over ranks."""
+        self.module = wrap(self.local, self.ranks)
+
+    def training_loss(self, batch: Batch, z_loss: float = 0.0) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        r"""Sum over trained tokens of what is minimised, and sums to log; the loop divides both by the tokens' number.
+
+        $$\sum_t \bigl(\ell_t + c\,L + c_z L_z\bigr)$$
+
+        $\ell$ is the next-token loss, $L$ and $L_z$ the routers' losses (`objectives/router.py`) over this batch
+        without its padding, $c$ and $c_z$ the model's `router_aux_loss_coef` and `router_z_loss_coef`. Counted
+        once a trained token, the routers' losses of accumulated batches average as the next-token loss does.
+        """
+        config = self.model.config
+        if not config.num_experts:
+            return self.token_losses(batch, z_loss).sum(), {}
+        routing, top_k = Routing(), config.num_experts_per_tok
+        next_token = self.token_losses(batch, z_loss, routing=routing).sum()
+        trained, mask = (batch.targets != IGNORE).sum(), (batch.documents >= 0).flatten()
+        balance, router_z = (trained * value for value in routing.losses(top_k, mask))
+        load = routing.load(top_k, mask)
+        loss = next_token + config.router_aux_loss_coef * balance + config.router_z_loss_coef * router_z
+        sums = {"next_token_loss": next_token, "load_balance": balance, "router_z": router_z}
+        return loss, sums | {"expert_load_max": trained * load.max(), "expert_load_min": trained * load.min()}
+
+    def token_losses(
+        self, batch: Batch, z_loss: float = 0.0, local: bool = False, routing: Routing | None = None
+    ) -> Float[Tensor, "rows seq"]:
+        """Negative log-likelihood of every trained target, 0 elsewhere (`objectives/next_token.py`).
+
+        `local` goes past the wrapper: ranks that evaluate different numbers of batches must not wait for each other.
+        """
+        with autocast(self.ranks.device, self.dtype):
+            losses: Tensor = (self.local if local else self.module)(
+                batch.input_ids,
+                positions=batch.positions,
+                documents=batch.documents,
+                targets=batch.targets,
+                z_loss=z_loss,
+                routing=routing,
+            )
+        return losses

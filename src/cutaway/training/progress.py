@@ -1,0 +1,65 @@
+"""What a person sees while a run is going: a live bar on a terminal, plain lines otherwise."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+
+
+class TrainingProgress:
+    """Step, loss, speed, MFU, time left and cost of a run."""
+
+    def __init__(self, stage: str, total: int, done: int, price_per_hour: float, quiet: bool) -> None:
+        self.total, self.price, self.quiet = total, price_per_hour, quiet
+        self.console = Console(stderr=True, highlight=False)
+        self.live = self.console.is_terminal and not quiet
+        self.started, self.first, self.printed = time.monotonic(), done, 0.0
+        if self.live:
+            columns = (TextColumn(f"[bold]{stage}"), BarColumn(bar_width=24), TextColumn("{task.fields[line]}"))
+            self.progress = Progress(*columns, console=self.console, transient=False)
+            self.task = self.progress.add_task(stage, total=total, completed=done, line="starting")
+            self.progress.start()
+
+    def update(self, step: int, metrics: dict[str, Any]) -> None:
+        """Show the newest metrics; without a terminal at most one line every ten seconds, and the last one."""
+        if self.quiet:
+            return
+        line = self._line(step, metrics)
+        if self.live:
+            self.progress.update(self.task, completed=step, line=line)
+        elif step == self.total or time.monotonic() - self.printed > 10:
+            self.printed = time.monotonic()
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self.live:
+            self.progress.stop()
+
+    def _line(self, step: int, metrics: dict[str, Any]) -> str:
+        passed = time.monotonic() - self.started
+        left = passed / max(1, step - self.first) * (self.total - step)
+        parts = [f"step {step}/{self.total}", f"loss {metrics['loss']:.3f}"]
+        if "heldout_bpb" in metrics:
+            parts.append(f"held-out {metrics['heldout_bpb']:.3f} bits/byte")
+        parts += [f"{metrics['tokens_per_second']:,.0f} tokens/s", f"MFU {metrics['mfu']:.0%}", f"{_clock(left)} left"]
+        if self.price:
+            parts.append(f"cost {metrics['elapsed_s'] / 3600 * self.price:.2f}")
+        return " · ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def print_tokens(rows: list[Text]) -> None:
+    """Rows of tokens in colour, for `--dump-tokens`."""
+    console = Console(stderr=True, highlight=False)
+    for row in rows:
+        console.print(row)
+        console.print()

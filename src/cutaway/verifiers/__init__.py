@@ -1,0 +1,1 @@
+"""Did the answer hold? Pure functions `verify(answer, **args) -> Verdict`; no model inside."""

@@ -1,0 +1,98 @@
+"""Runs of a tiny model in processes of their own, which can be killed."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPE = ("--hidden-size", "32", "--num-hidden-layers", "2", "--num-attention-heads", "2", "--num-key-value-heads", "1")
+SIZES = (
+    *("--row-length", "64", "--batch-tokens", "256", "--micro-batch-tokens", "128", "--holdout-tokens", "500"),
+    *("--workers", "1", "--log-every", "1", "--eval-every", "50", "--sample-every", "0", "--compile", "off"),
+)
+
+
+@dataclass(frozen=True)
+class Town:
+    """Files to train on."""
+
+    root: Path
+    pretrain_data: Path
+    sft_data: Path
+    tokenizer: Path
+
+    def pretrain(self, out: Path, steps: int, *more: str) -> list[str]:
+        """Arguments of `cutaway` for a run from nothing."""
+        files = ("--data", str(self.pretrain_data), "--init", str(self.tokenizer), "--out", str(out))
+        return ["pretrain", *files, "--steps", str(steps), *SHAPE, *SIZES, *more]
+
+    def sft(self, base: Path, out: Path, steps: int, *more: str) -> list[str]:
+        """Arguments of `cutaway` for fine-tuning."""
+        files = ("--data", str(self.sft_data), "--init", str(base), "--out", str(out))
+        return ["sft", *files, "--steps", str(steps), *SIZES, *more]
+
+
+def environment() -> dict[str, str]:
+    """One thread, because these matrices are too small for more."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+
+
+def cutaway(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command as a user runs it."""
+    command = [sys.executable, "-m", "cutaway", *arguments]
+    return subprocess.run(
+        command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120, **options
+    )
+
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["cutaway.stages.sft", "cutaway.cli.sft", "torch.utils.tensorboard", "run_helpers"])
+
+
+def start(arguments: list[str], log: Path) -> BaseProcess:
+    """The command in a process forked from one that has imported everything, so that twenty starts take seconds."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    process = _CONTEXT.Process(target=_child, args=(arguments, str(log)))
+    process.start()
+    return process
+
+
+def _child(arguments: list[str], log: str) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    from cutaway.cli.main import main
+
+    sys.exit(main(arguments))
+
+
+def finish(arguments: list[str], log: Path) -> None:
+    """Run the command to its end, which must be a good one."""
+    process = start(arguments, log)
+    process.join(120)
+    if process.is_alive():
+        process.kill()
+    assert process.exitcode == 0, log.read_text(encoding="utf-8")
+
+
+def rows_of(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """Lines of a run's file; a torn last one is left out."""
+    path = run / name
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def last_step(run: Path) -> int:
+    return max((row["step"] for row in rows_of(run) if "loss" in row), default=0)
+
+
+def final_bytes(run: Path, steps: int) -> tuple[bytes, bytes]:
+    """Weights and optimizer state at the end of a run."""
+    optimizer = run / "state" / f"step-{steps:08d}" / "optimizer.safetensors"
+    return (run / "model.safetensors").read_bytes(), optimizer.read_bytes()

@@ -1,0 +1,201 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from generation_helpers import tiny_model, tiny_tokenizer
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from cutaway.errors import UserError
+from cutaway.generation import engine as engine_module
+from cutaway.generation.defaults import CHAT, generation_config, load_sampling, stop_ids
+from cutaway.generation.engine import Completion, Engine, Request
+from cutaway.generation.generate import document_prompt, generate, stream
+from cutaway.generation.sampling import Sampling
+
+SAMPLING = Sampling(temperature=1.3, top_k=200, top_p=0.98, min_p=0.001)
+
+
+def requests() -> list[Request]:
+    generator = torch.Generator().manual_seed(5)
+    made = []
+    for i in range(9):
+        ids = torch.randint(0, 256, (1 + 3 * i % 11,), generator=generator).tolist()
+        kind = Sampling(temperature=0) if i % 3 == 0 else SAMPLING
+        made.append(Request(ids, 4 + 5 * i % 17, seed=i, **dataclasses.asdict(kind)))
+    return made
+
+
+def new_engine(slots: int = 4, max_length: int | None = None) -> Engine:
+    return Engine(tiny_model(), tiny_tokenizer(), slots=slots, max_length=max_length)
+
+
+def finish(engine: Engine) -> dict[int, Completion]:
+    while engine.busy:
+        engine.step()
+    return {done.id: done for done in engine.collect()}
+
+
+def run_one(engine: Engine, request: Request) -> Completion:
+    number = engine.submit(request)
+    return finish(engine)[number]
+
+
+def alone(request: Request) -> Completion:
+    return run_one(new_engine(1), request)
+
+
+def test_greedy_is_the_argmax_of_the_full_forward() -> None:
+    model, prompt = tiny_model(), [5, 9, 100]
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        for _ in range(12):
+            ids = torch.cat((ids, model(ids)[:, -1:].argmax(-1)), dim=1)
+        logprobs = model(ids[:, :-1]).log_softmax(-1).gather(-1, ids[:, 1:].unsqueeze(-1))[0, 2:, 0]
+    done = alone(Request(prompt, 12, stop_ids=(), temperature=0))
+    assert done.ids == ids[0, 3:].tolist() and done.finish_reason == "length"
+    torch.testing.assert_close(torch.tensor(done.logprobs), logprobs, atol=1e-5, rtol=0)
+
+
+@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(st.permutations(range(9)), st.integers(1, 5), st.lists(st.integers(0, 3), min_size=9, max_size=9))
+def test_a_request_gets_the_same_whatever_else_is_in_the_batch(order: list[int], slots: int, gaps: list[int]) -> None:
+    """Any order, any number of slots, joining at any step."""
+    if not _EXPECTED:
+        _EXPECTED.extend(alone(request) for request in requests())
+    engine = new_engine(slots)
+    ids = {}
+    for i, gap in zip(order, gaps, strict=True):
+        ids[i] = engine.submit(requests()[i])
+        for _ in range(gap):
+            engine.step()
+    done = finish(engine)
+    for i, expected in enumerate(_EXPECTED):
+        got = done[ids[i]]
+        assert (got.ids, got.text, got.finish_reason) == (expected.ids, expected.text, expected.finish_reason)
+        torch.testing.assert_close(torch.tensor(got.logprobs), torch.tensor(expected.logprobs), atol=1e-5, rtol=0)
+
+
+_EXPECTED: list[Completion] = []
+
+
+def test_every_running_request_gets_one_token_a_step_and_a_free_slot_is_refilled() -> None:
+    engine = new_engine(2)
+    for length in (1, 3, 2):
+        engine.submit(Request([7, 8], length, stop_ids=()))
+    assert [[piece.id for piece in engine.step()] for _ in range(4)] == [[0, 1], [1, 2], [1, 2], []]
+    assert not engine.busy and [done.id for done in engine.collect()] == [0, 1, 2]
+    assert engine.collect() == []
+
+
+def test_long_prompts_are_split_over_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = generate(new_engine(9), [r.prompt_ids for r in requests()], sampling=SAMPLING, max_new_tokens=3)
+    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 12)
+    after = generate(new_engine(9), [r.prompt_ids for r in requests()], sampling=SAMPLING, max_new_tokens=3)
+    assert [one.ids for one in before] == [one.ids for one in after]
+
+
+def test_stop_ids_stop_strings_and_the_end_of_the_context() -> None:
+    free = alone(Request([5, 9, 100], 30, seed=3, stop_ids=()))
+    token = free.ids[6]
+    stopped = alone(Request([5, 9, 100], 30, seed=3, stop_ids=[token]))
+    cut = free.ids.index(token) + 1
+    assert stopped.ids == free.ids[:cut] and stopped.finish_reason == "stop"
+    middle = free.text[4:7]
+    by_string = alone(Request([5, 9, 100], 30, seed=3, stop_ids=(), stop=[middle]))
+    assert by_string.finish_reason == "stop" and by_string.text == free.text[: free.text.index(middle)]
+    short = new_engine(max_length=10)
+    full = run_one(short, Request([5, 9, 100], 30, seed=3, stop_ids=()))
+    assert full.ids == free.ids[:7] and full.finish_reason == "context"
+
+
+def test_the_cache_grows_under_way() -> None:
+    request = Request([1] * 250, 20, stop_ids=(), temperature=0)
+    model = tiny_model()
+    ids = torch.tensor([[1] * 250])
+    with torch.no_grad():
+        for _ in range(20):
+            ids = torch.cat((ids, model(ids)[:, -1:].argmax(-1)), dim=1)
+    assert alone(request).ids == ids[0, 250:].tolist()
+
+
+def test_wrong_requests_are_refused_in_one_line() -> None:
+    engine = new_engine(max_length=8)
+    for prompt, reason in (([], "empty"), ([1] * 8, "context is full"), ([10**6], "vocabulary"), ([-1], "vocabulary")):
+        with pytest.raises(UserError, match=reason):
+            engine.submit(Request(prompt))
+    with pytest.raises(UserError, match="max_new_tokens"):
+        engine.submit(Request([1], 0))
+
+
+def test_cancelling_frees_the_slot_and_disturbs_nobody() -> None:
+    engine = new_engine(3)
+    ids = [engine.submit(request) for request in requests()[6:9]]
+    engine.step()
+    engine.cancel(ids[0])
+    engine.cancel(12345)
+    done = finish(engine)
+    assert sorted(done) == ids[1:]
+    assert [done[i].ids for i in ids[1:]] == [alone(request).ids for request in requests()[7:9]]
+
+
+def test_streaming_gives_the_completion_and_leaves_others_alone() -> None:
+    engine = new_engine(2)
+    other = engine.submit(requests()[1])
+    pieces = list(stream(engine, requests()[2]))
+    last = pieces[-1].completion
+    assert last is not None and "".join(piece.text for piece in pieces) == last.text == alone(requests()[2]).text
+    assert finish(engine)[other].ids == alone(requests()[1]).ids
+    for piece in stream(engine, requests()[4]):
+        assert piece.completion is None
+        break
+    assert not engine.busy
+
+
+def test_generate_keeps_the_order_and_spreads_the_seed() -> None:
+    texts = ["the cat", "天", "the cat"]
+    done = generate(tiny_model(), texts, tiny_tokenizer(), max_new_tokens=8, seed=4, slots=2)
+    assert [one.prompt_ids for one in done] == [document_prompt(text, tiny_tokenizer()) for text in texts]
+    assert done[0].ids != done[2].ids
+    again = generate(new_engine(3), texts, max_new_tokens=8, seed=[4, 5, 4])
+    assert [one.ids for one in again[:2]] == [one.ids for one in done[:2]] and again[2].ids == again[0].ids
+    with pytest.raises(UserError, match="tokenizer"):
+        generate(tiny_model(), ["a"])
+
+
+def test_a_bf16_copy_writes_nearly_the_same_and_follows_the_model() -> None:
+    model = tiny_model(seed=8)
+    engine = Engine(model, tiny_tokenizer(), slots=1, dtype=torch.bfloat16)
+    assert engine.cache.keys.dtype == torch.bfloat16
+    assert engine.model.model.rotary.inv_freq.dtype == torch.float32
+    request = Request([5, 9], 1, stop_ids=(), temperature=0)
+    before = run_one(engine, request).logprobs[0]
+    fp32 = run_one(Engine(model, tiny_tokenizer(), slots=1), request).logprobs[0]
+    assert before == pytest.approx(fp32, abs=0.1)
+    weight = model.model.embed_tokens.weight
+    with torch.no_grad():
+        weight.mul_(0.0)
+    try:
+        assert run_one(engine, request).logprobs[0] == before
+        engine.refresh()
+        assert run_one(engine, request).logprobs[0] == pytest.approx(-torch.tensor(300.0).log().item(), abs=0.02)
+    finally:
+        tiny_model.cache_clear()
+
+
+def test_defaults_are_written_for_other_runtimes_and_read_back(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    table = generation_config(tokenizer)
+    assert table["eos_token_id"] == list(stop_ids(tokenizer)) == [tokenizer.im_end_id, tokenizer.eos_id]
+    assert load_sampling(tmp_path) == CHAT
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps(table))
+    assert load_sampling(tmp_path) == CHAT
+    path.write_text('{"temperature": 0.6, "top_k": 20, "top_p": null}')
+    assert load_sampling(tmp_path) == Sampling(temperature=0.6, top_k=20)
+    for bad in ("[]", "{", '{"top_k": 1.5}', '{"top_p": "much"}', '{"top_p": 3}'):
+        path.write_text(bad)
+        with pytest.raises(UserError):
+            load_sampling(tmp_path)

@@ -1,0 +1,159 @@
+"""From tokens, epochs or minutes to steps, and how a batch is split over micro-batches and ranks."""
+
+import shutil
+import time
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cutaway.data.loader import RowSource
+from cutaway.errors import UserError
+from cutaway.recipe import TrainSettings
+from cutaway.training.horizon import (
+    COMPILE_REPAYS_S,
+    HORIZONS,
+    check_horizon,
+    fixed_steps,
+    seconds_per_update,
+    should_compile,
+)
+from cutaway.training.optim import make_optimizers
+from cutaway.training.preparation import Plan, _split_batch, check_settings, prepare
+from training_helpers import SEQ, conversations, network
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", HORIZONS)
+def test_one_horizon_is_right(name: str) -> None:
+    values: dict[str, Any] = {name: 3}
+    check_horizon(TrainSettings(**values))
+    for wrong in (0, -1):
+        with pytest.raises(UserError, match=f"{name} is {wrong}, must be above 0"):
+            check_horizon(TrainSettings(**{name: wrong}))  # type: ignore[arg-type]
+
+
+def test_none_and_two_are_refused() -> None:
+    with pytest.raises(UserError, match="exactly one of minutes, tokens, steps, epochs, not none of them"):
+        check_horizon(TrainSettings())
+    with pytest.raises(UserError, match="not tokens and steps"):
+        check_horizon(TrainSettings(tokens=5, steps=5))
+
+
+@pytest.mark.parametrize("name", HORIZONS)
+def test_a_fixed_horizon_is_steps_alone(name: str) -> None:
+    values: dict[str, Any] = {name: 3}
+    settings = fixed_steps(TrainSettings(**values), 17)
+    assert {key: getattr(settings, key) for key in HORIZONS if getattr(settings, key) is not None} == {"steps": 17}
+    check_horizon(settings)
+
+
+def test_compiling_has_to_repay_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert should_compile("on", CPU, 0.0)[0]
+    assert not should_compile("off", CPU, 1e9)[0]
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    assert should_compile("auto", CPU, COMPILE_REPAYS_S + 1)[0]
+    assert not should_compile("auto", CPU, COMPILE_REPAYS_S - 1)[0]
+    assert not should_compile("auto", torch.device("mps"), 1e9)[0]
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    compiled, why = should_compile("auto", CPU, 1e9)
+    assert not compiled
+    assert "g++" in why
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_timing_an_update_changes_nothing(kind: Any) -> None:
+    net = network()
+    before = {name: tensor.clone() for name, tensor in net.model.state_dict().items()}
+
+    def make(twin: torch.nn.Module) -> list[torch.optim.Optimizer]:
+        return make_optimizers(twin, optimizer=kind, muon_lr=1.0, adam_lr=1.0, weight_decay=0.1)
+
+    assert seconds_per_update(net.model, make, CPU) > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.model.parameters())
+
+
+@given(st.integers(1, 300), st.integers(1, 64), st.integers(1, 8))
+def test_a_batch_is_split_as_near_as_it_can_be(rows: int, micro_rows: int, world: int) -> None:
+    settings = TrainSettings(row_length=32, batch_tokens=32 * rows, micro_batch_tokens=32 * micro_rows)
+    if rows < world:
+        with pytest.raises(UserError, match="less than one row"):
+            _split_batch(settings, world)
+        return
+    micro, accumulation = _split_batch(settings, world)
+    assert 1 <= micro <= micro_rows
+    assert abs(micro * accumulation * world - rows) <= micro * world / 2
+    if rows % (micro * world) == 0:
+        assert micro * accumulation * world == rows
+
+
+def plan(**changes: Any) -> Plan:
+    values: dict[str, Any] = {"row_length": SEQ, "batch_tokens": 4 * SEQ, "micro_batch_tokens": 2 * SEQ}
+    settings = TrainSettings(**(values | {"compile": "off"} | changes))
+    cache = conversations()
+    return prepare(
+        network(),
+        lambda rows: RowSource(cache, rows=rows, seq=SEQ),
+        settings,
+        heldout_tokens=0,
+        fine_tuning=False,
+        started=time.monotonic(),
+    )
+
+
+def test_steps_are_kept_and_nothing_is_left_open() -> None:
+    made = plan(steps=7)
+    assert (made.steps, made.rows, made.accumulation) == (7, 2, 2)
+    open_fields = {name for name, value in vars(made.settings).items() if value is None}
+    assert open_fields == {"minutes", "tokens", "epochs", "workers", "muon_lr"}  # AdamW has no use for the last
+    assert made.settings.precision == "fp32"
+
+
+def test_tokens_and_epochs_become_steps_of_useful_tokens() -> None:
+    stream = RowSource(conversations(), rows=2, seq=SEQ)
+    useful = next(stream).useful_tokens()
+    by_tokens, by_epochs = plan(tokens=20 * 2 * useful), plan(epochs=3.0)
+    assert by_tokens.steps == 20
+    assert by_epochs.steps == round(3 * stream.tokens_per_epoch / (2 * useful))
+    assert by_tokens.settings.tokens is None
+    assert "measured here" in str(by_tokens.rules[-5])
+
+
+@pytest.mark.slow
+def test_minutes_become_steps_that_fit() -> None:
+    made = plan(minutes=0.2)
+    assert made.steps > 1
+    assert made.settings.minutes is None
+
+
+def test_no_time_left_is_one_line() -> None:
+    with pytest.raises(UserError, match="already took longer"):
+        plan(minutes=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("log_every", 0, "at least 1"),
+        ("save_every", -3, "at least 1"),
+        ("row_length", 0, "at least 1"),
+        ("warmup_fraction", 1.5, "between 0 and 1"),
+        ("adam_lr", -0.1, "0 or more"),
+        ("muon_lr", float("nan"), "0 or more"),
+    ],
+)
+def test_impossible_settings_are_one_line(name: str, value: float, words: str) -> None:
+    values: dict[str, Any] = {"steps": 3, name: value}
+    with pytest.raises(UserError, match=f"{name} is {value}, must be {words}"):
+        check_settings(TrainSettings(**values))
+    check_settings(TrainSettings(steps=3))
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("inf"), float("nan")])
+def test_an_impossible_horizon_is_refused(minutes: float) -> None:
+    with pytest.raises(UserError, match="must be above 0 and finite"):
+        check_horizon(TrainSettings(minutes=minutes))
