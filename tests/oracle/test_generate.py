@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers")
 
 from cutaway.generation.engine import Engine  # noqa: E402
 from cutaway.generation.generate import generate  # noqa: E402
-from cutaway.generation.sampling import Sampling, keep_min_p, keep_top_k, keep_top_p, scale  # noqa: E402
+from cutaway.generation.sampling import Sampling, keep_min_p, keep_top_k, keep_top_p, penalise, scale  # noqa: E402
 from cutaway.model.weights import load_model  # noqa: E402
 from cutaway.recipe import TokenizerSettings  # noqa: E402
 from cutaway.tokenization.train import train_tokenizer  # noqa: E402
@@ -72,3 +72,12 @@ def test_the_filters_equal_those_of_transformers() -> None:
     ):
         ours, theirs = filter_ours(ours, torch.full((50,), value)), filter_theirs(None, theirs)
         assert torch.equal(ours.isinf(), theirs.isinf())
+
+
+def test_the_repetition_penalty_equals_that_of_transformers() -> None:
+    torch.manual_seed(0)
+    logits, ids = 3 * torch.randn(8, 50), torch.randint(50, (8, 20))
+    theirs = transformers.generation.logits_process.RepetitionPenaltyLogitsProcessor(1.7)(ids, logits.clone())
+    seen = torch.zeros(8, 50, dtype=torch.bool).scatter(1, ids, True)
+    ours = penalise(logits, seen, torch.zeros(8, 50), [Sampling(repetition_penalty=1.7)] * 8)
+    torch.testing.assert_close(ours, theirs)

@@ -130,6 +130,41 @@ def test_wrong_requests_are_refused_in_one_line() -> None:
         engine.submit(Request([1], 0))
 
 
+def test_pieces_say_which_tokens_came_and_what_else_could_have() -> None:
+    engine = new_engine(2)
+    wanted = dataclasses.replace(requests()[1], top_logprobs=5, temperature=0.7)
+    engine.submit(requests()[2])
+    number = engine.submit(wanted)
+    pieces = []
+    while engine.busy:
+        pieces += [piece for piece in engine.step() if piece.id == number]
+    (done,) = (one for one in engine.collect() if one.id == number)
+    assert [token for piece in pieces for token in piece.ids] == done.ids
+    assert [value for piece in pieces for value in piece.logprobs] == done.logprobs
+    assert [top for piece in pieces for top in piece.top_logprobs] == done.top_logprobs
+    with torch.no_grad():
+        logits = tiny_model()(torch.tensor([done.prompt_ids + done.ids]))[0, len(done.prompt_ids) - 1 : -1]
+    expected = (logits / 0.7).log_softmax(-1).topk(5)
+    assert [[token for token, _ in top] for top in done.top_logprobs] == expected.indices.tolist()
+    got = torch.tensor([[value for _, value in top] for top in done.top_logprobs])
+    torch.testing.assert_close(got, expected.values, atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="top_logprobs"):
+        engine.submit(Request([1], top_logprobs=-1))
+
+
+def test_penalties_count_prompt_and_answer_of_their_own_row_only() -> None:
+    engine = new_engine(2)
+    free = alone(Request([5, 9, 100], 30, stop_ids=(), temperature=0))
+    engine.submit(Request([5, 9, 100], 30, stop_ids=(), temperature=0))
+    number = engine.submit(Request([5, 9, 100], 30, stop_ids=(), temperature=0, presence_penalty=1e4))
+    done = finish(engine)
+    assert done[0].ids == free.ids
+    # A penalty that nothing withstands: no token twice in the answer, though those of the prompt may come.
+    assert len(set(done[number].ids)) == 30 and len(set(free.ids)) < 30
+    repetition = alone(Request([5, 9, 100], 30, stop_ids=(), temperature=0, repetition_penalty=1e9))
+    assert len({5, 9, 100, *repetition.ids}) == 33
+
+
 def test_cancelling_frees_the_slot_and_disturbs_nobody() -> None:
     engine = new_engine(3)
     ids = [engine.submit(request) for request in requests()[6:9]]

@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cutaway.errors import UserError
-from cutaway.generation.sampling import Sampling, draw, keep_min_p, keep_top_k, keep_top_p, sample, scale, uniform
+from cutaway.generation.sampling import (
+    Sampling,
+    draw,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise,
+    sample,
+    scale,
+    uniform,
+)
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=20).map(lambda row: torch.tensor([row]))
 
@@ -79,16 +89,31 @@ def test_uniform_numbers_differ_by_seed_and_counter() -> None:
 def test_logprobs_are_of_the_tempered_distribution_before_the_filters() -> None:
     logits = torch.randn(3, 9)
     rows = [Sampling(temperature=0.5, top_k=2, top_p=0.9, min_p=0.1), Sampling(), Sampling(temperature=0)]
-    tokens, logprobs = sample(logits, rows, [0.3, 0.9, 0.5])
+    tokens, logprobs, top_tokens, top_logprobs = sample(logits, rows, [0.3, 0.9, 0.5], top=4)
     tempered = (logits / torch.tensor([[0.5], [1.0], [1.0]])).log_softmax(-1)
     torch.testing.assert_close(logprobs, tempered.gather(-1, tokens.unsqueeze(-1)).squeeze(-1))
     assert tokens[2] == logits[2].argmax()
     assert tokens[0] in logits[0].topk(2).indices
+    assert torch.equal(top_tokens, logits.topk(4).indices)
+    torch.testing.assert_close(top_logprobs, tempered.gather(-1, top_tokens))
+    assert sample(logits, rows, [0.3, 0.9, 0.5]).top_tokens.shape == (3, 0)
+
+
+def test_penalties_on_logits_worked_by_hand() -> None:
+    logits = torch.tensor([[2.0, -2.0, 1.0, -1.0], [2.0, -2.0, 1.0, -1.0]])
+    seen = torch.tensor([[True, True, True, False]] * 2)
+    counts = torch.tensor([[0.0, 3.0, 1.0, 0.0]] * 2)
+    rows = [Sampling(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25), Sampling()]
+    expected = [1.0, -4.0 - 0.5 - 0.75, 0.5 - 0.5 - 0.25, -1.0]
+    torch.testing.assert_close(penalise(logits, seen, counts, rows), torch.tensor([expected, logits[1].tolist()]))
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", -0.1), ("temperature", math.nan), ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", 2)],
+    [
+        *[("temperature", -0.1), ("temperature", math.nan), ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", 2)],
+        *[("repetition_penalty", 0), ("presence_penalty", math.nan), ("frequency_penalty", math.inf)],
+    ],
 )
 def test_an_impossible_setting_is_refused(name: str, value: float) -> None:
     with pytest.raises(UserError, match=name):

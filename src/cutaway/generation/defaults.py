@@ -49,12 +49,13 @@ def load_sampling(directory: Path) -> Sampling:
         return CHAT
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        wanted = {key: table[key] for key in ("temperature", "top_k", "top_p", "min_p") if table.get(key) is not None}
+        keys = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        wanted = {key: table[key] for key in keys if table.get(key) is not None}
     except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
         raise UserError(f"{path}: not a JSON object: {error}") from None
     if not wanted:
         return CHAT
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in wanted.values())
     if not numbers or wanted.get("top_k", 0) != int(wanted.get("top_k", 0)):
-        raise UserError(f"{path}: temperature, top_p and min_p must be numbers and top_k a whole number")
+        raise UserError(f"{path}: all settings of sampling must be numbers and top_k a whole one")
     return Sampling(**wanted)

@@ -3,19 +3,19 @@
 import copy
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway.errors import UserError
 from cutaway.generation.defaults import stop_ids
 from cutaway.generation.kv_cache import KVCache
-from cutaway.generation.sampling import Sampling, sample, uniform
+from cutaway.generation.sampling import Drawn, Sampling, penalise, sample, uniform
 from cutaway.generation.stop import TextStream
 from cutaway.model.transformer import CausalLM
 from cutaway.tokenization.tokenizer import Tokenizer
@@ -25,6 +25,19 @@ PREFILL_TOKENS = 8192
 
 FinishReason = Literal["stop", "length", "context"]
 """Ended by itself or by a stop string; reached `max_new_tokens`; reached the engine's `max_length`."""
+
+TopLogprobs = list[tuple[int, float]]
+"""The most likely tokens at one place, best first, each with its log-probability in nats."""
+
+
+class Constraint(Protocol):
+    """What an answer may be, token by token (`constrain.py` has JSON schemas and tool calls)."""
+
+    def allowed(self) -> Bool[Tensor, " vocab"] | None:
+        """Which tokens may come next; None allows all. Tokens of the model beyond its end are not allowed."""
+
+    def accept(self, token: int) -> None:
+        """Take notice of the token that came; the one that ends the answer is not announced."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,10 @@ class Request(Sampling):
     """Tokens that end the text; None takes those of the tokenizer and of the model's config."""
     stop: Sequence[str] = ()
     """Strings that end the text and are no part of it."""
+    top_logprobs: int = 0
+    """How many of the most likely tokens to report at every place, with their log-probabilities."""
+    constraint: Callable[[], Constraint] | None = None
+    """Makes the constraint of one answer: a request may be submitted any number of times."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +67,26 @@ class Completion:
     ids: list[int]
     """Every sampled token, the one that ended the text included."""
     logprobs: list[float]
-    """Log-probability of each of them in nats, see `sampling.sample`."""
+    """Log-probability of each of them in nats, under the distribution that penalties, constraint and temperature leave
+    (greedy: temperature 1), before top-k, top-p and min-p: see `sampling.sample`."""
     text: str
     """Without special tokens, and without the stop string."""
     finish_reason: FinishReason
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
+    """For each of the ids the most likely tokens at its place, of the same distribution; empty unless asked for."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one step added to one request: text that is settled (maybe none), and the completion with the last one."""
+    """What one step added to one request: text that is settled (maybe none), the tokens sampled, which may be ahead of
+    the text, and the completion with the last one."""
 
     id: int
     text: str
     completion: Completion | None = None
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
 
 
 @dataclass
@@ -72,8 +96,13 @@ class _Running:
     prompt: list[int]
     stop_ids: frozenset[int]
     stream: TextStream
+    constraint: Constraint | None
+    seen: Bool[Tensor, " vocab"] | None
+    """Tokens of prompt and answer, and how often the answer holds each: where a penalty asks for it."""
+    counts: Float[Tensor, " vocab"] | None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
 
     @property
@@ -135,8 +164,17 @@ class Engine:
             raise UserError(f"max_new_tokens is {request.max_new_tokens}, must be at least 1")
         if min(prompt) < 0 or max(prompt) >= self.model.config.vocab_size:
             raise UserError(f"the prompt holds ids outside the model's vocabulary of {self.model.config.vocab_size}")
+        if request.top_logprobs < 0:
+            raise UserError(f"top_logprobs is {request.top_logprobs}, must be 0 (none) or more")
         ends = self.stop_ids if request.stop_ids is None else frozenset(request.stop_ids)
-        running = _Running(next(self._ids), request, prompt, ends, TextStream(self.tokenizer, request.stop))
+        seen = counts = None
+        if request.penalises:
+            counts = torch.zeros(self.model.config.vocab_size, device=self.device)
+            seen = torch.zeros_like(counts, dtype=torch.bool)
+            seen[torch.tensor(prompt, device=self.device)] = True
+        constraint = request.constraint() if request.constraint is not None else None
+        stream = TextStream(self.tokenizer, request.stop)
+        running = _Running(next(self._ids), request, prompt, ends, stream, constraint, seen, counts)
         self._waiting.append(running)
         return running.id
 
@@ -171,9 +209,9 @@ class Engine:
             return []
         requests = [row.request for row in self._running]
         uniforms = [uniform(row.request.seed, len(row.ids)) for row in self._running]
-        tokens, logprobs = sample(torch.cat(logits), requests, uniforms)
-        drawn = zip(self._running, tokens.tolist(), logprobs.tolist(), strict=True)
-        pieces = [self._append(row, token, logprob) for row, token, logprob in drawn]
+        top = max(request.top_logprobs for request in requests)
+        drawn = sample(self._steer(torch.cat(logits).float()), requests, uniforms, top)
+        pieces = [self._append(row, *one) for row, one in zip(self._running, _rows(drawn), strict=True)]
         for slot in reversed(range(len(pieces))):
             completion = pieces[slot].completion
             if completion is not None:
@@ -195,9 +233,26 @@ class Engine:
         rows_index = torch.arange(len(rows), device=self.device)
         return F.linear(hidden[rows_index, last], self.model.head_weight)
 
-    def _append(self, row: _Running, token: int, logprob: float) -> Piece:
+    def _steer(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+        """Logits after the penalties and constraints of the rows that have any."""
+        for slot, row in enumerate(self._running):
+            if row.seen is not None and row.counts is not None:
+                one = penalise(logits[slot : slot + 1], row.seen[None], row.counts[None], [row.request])
+                logits[slot] = one[0]
+            allowed = row.constraint.allowed() if row.constraint is not None else None
+            if allowed is not None:
+                logits[slot, : len(allowed)].masked_fill_(~allowed.to(self.device), -torch.inf)
+                logits[slot, len(allowed) :] = -torch.inf
+        return logits
+
+    def _append(self, row: _Running, token: int, logprob: float, top: TopLogprobs) -> Piece:
+        tops = [top[: row.request.top_logprobs]] if row.request.top_logprobs else []
         row.ids.append(token)
         row.logprobs.append(logprob)
+        row.top_logprobs += tops
+        if row.seen is not None and row.counts is not None:
+            row.seen[token] = True
+            row.counts[token] += 1
         text = row.stream.push(token)
         reason: FinishReason | None = None
         if token in row.stop_ids or row.stream.stopped:
@@ -206,18 +261,28 @@ class Engine:
             reason = "length"
         elif row.length >= self.max_length:
             reason = "context"
+        elif row.constraint is not None:
+            row.constraint.accept(token)
         text += row.stream.finish() if reason else ""
         row.texts.append(text)
-        if reason is None:
-            return Piece(row.id, text)
-        done = Completion(row.id, row.prompt, row.ids, row.logprobs, "".join(row.texts), reason)
-        return Piece(row.id, text, done)
+        done = None
+        if reason is not None:
+            written = "".join(row.texts)
+            done = Completion(row.id, row.prompt, row.ids, row.logprobs, written, reason, row.top_logprobs)
+        return Piece(row.id, text, done, [token], [logprob], tops)
 
     def _leave(self, slot: int) -> None:
         last = self._running.pop()
         if slot < len(self._running):
             self._running[slot] = last
             self.cache.move(len(self._running), slot, last.length)
+
+
+def _rows(drawn: Drawn) -> Iterator[tuple[int, float, TopLogprobs]]:
+    """Token, log-probability and the likeliest tokens of each row; those that cannot come (-inf) are left out."""
+    columns = (drawn.tokens, drawn.logprobs, drawn.top_tokens, drawn.top_logprobs)
+    for token, logprob, ids, values in zip(*(column.tolist() for column in columns), strict=True):
+        yield token, logprob, [pair for pair in zip(ids, values, strict=True) if pair[1] > float("-inf")]
 
 
 def _groups(lengths: list[int]) -> Iterator[tuple[int, int]]:

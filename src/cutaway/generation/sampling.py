@@ -1,15 +1,17 @@
-"""Choosing the next token: temperature, top-k, top-p and min-p as functions from logits to logits, and the draw.
+"""Choosing the next token: penalties, temperature, top-k, top-p and min-p as functions from logits to logits, and the
+draw.
 
-Each filter sets the logits outside its support to minus infinity. Their order is that of Transformers: temperature,
-top-k, top-p, min-p. The draw takes one uniform number a token, from a counter and the request's own seed, so what a
-request gets does not depend on which others share its batch.
+Each filter sets the logits outside its support to minus infinity. The order is that of Transformers: penalties,
+temperature, top-k, top-p, min-p. The draw takes one uniform number a token, from a counter and the request's own seed,
+so what a request gets does not depend on which others share its batch.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.errors import UserError
@@ -27,6 +29,12 @@ class Sampling:
     """Keep the fewest most likely tokens that together reach this probability; 1 keeps all."""
     min_p: float = 0.0
     """Keep tokens at least this share as likely as the most likely one; 0 keeps all."""
+    repetition_penalty: float = 1.0
+    """Tokens of prompt or answer lose: a positive logit is divided by it, a negative one multiplied; 1 is off."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of every token that the answer holds; 0 is off."""
+    frequency_penalty: float = 0.0
+    """The same once for each time that the answer holds the token; 0 is off."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -37,6 +45,38 @@ class Sampling:
             raise UserError(f"top_p is {self.top_p}, must be above 0 and at most 1 (off)")
         if not 0 <= self.min_p <= 1:
             raise UserError(f"min_p is {self.min_p}, must be 0 (off) to 1")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise UserError(f"repetition_penalty is {self.repetition_penalty}, must be above 0 (1 is off)")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not abs(getattr(self, name)) < float("inf"):
+                raise UserError(f"{name} is {getattr(self, name)}, must be a number (0 is off)")
+
+    @property
+    def penalises(self) -> bool:
+        """Whether what was said before changes the logits."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+def penalise(
+    logits: Float[Tensor, "batch vocab"],
+    seen: Bool[Tensor, "batch vocab"],
+    counts: Float[Tensor, "batch vocab"],
+    settings: Sequence[Sampling],
+) -> Float[Tensor, "batch vocab"]:
+    r"""$z_v \leftarrow z_v / r$ where $z_v > 0$, else $z_v r$, for tokens `seen` in prompt or answer; then
+    $z_v \leftarrow z_v - a\,[c_v > 0] - f c_v$ with $c_v$ how often the answer holds $v$ (`counts`).
+
+    $r$ is `repetition_penalty` (Keskar et al., arXiv 1909.05858, section 4.1; as Transformers has it), $a$ and $f$ are
+    `presence_penalty` and `frequency_penalty` as OpenAI's API defines them.
+    """
+
+    def column(name: str) -> Float[Tensor, "batch 1"]:
+        return torch.tensor([[getattr(row, name)] for row in settings], dtype=logits.dtype, device=logits.device)
+
+    repetition = column("repetition_penalty")
+    repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
+    logits = torch.where(seen, repeated, logits)
+    return logits - column("presence_penalty") * (counts > 0) - column("frequency_penalty") * counts
 
 
 def scale(logits: Float[Tensor, "batch vocab"], temperature: Float[Tensor, " batch"]) -> Float[Tensor, "batch vocab"]:
@@ -97,13 +137,22 @@ def draw(logits: Float[Tensor, "batch vocab"], u: Float[Tensor, " batch"]) -> In
     return torch.searchsorted(cdf, point.unsqueeze(-1), right=True).squeeze(-1)
 
 
-def sample(
-    logits: Float[Tensor, "batch vocab"], settings: Sequence[Sampling], uniforms: Sequence[float]
-) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
-    r"""One token a row, and its $\log \mathrm{softmax}(z / T)$ in fp32 nats.
+class Drawn(NamedTuple):
+    """What `sample` gives back: a token a row, its log-probability, and the most likely tokens with theirs."""
 
-    The log-probability is of the distribution before top-k, top-p and min-p (which reinforcement learning refuses), and
-    with T = 1 for greedy rows.
+    tokens: Int[Tensor, " batch"]
+    logprobs: Float[Tensor, " batch"]
+    top_tokens: Int[Tensor, "batch top"]
+    top_logprobs: Float[Tensor, "batch top"]
+
+
+def sample(
+    logits: Float[Tensor, "batch vocab"], settings: Sequence[Sampling], uniforms: Sequence[float], top: int = 0
+) -> Drawn:
+    r"""One token a row, its $\log \mathrm{softmax}(z / T)$ in fp32 nats, and the `top` most likely tokens.
+
+    The log-probabilities are of the distribution before top-k, top-p and min-p (which reinforcement learning refuses),
+    and with T = 1 for greedy rows. `logits` come with penalties and constraints applied, so these do count.
     """
     logits = logits.float()
     # Nothing but MPS lacks float64; in float32 the sums over a vocabulary are good to about 1e-6.
@@ -124,4 +173,6 @@ def sample(
     tokens = logits.argmax(-1)
     if any(row.temperature for row in settings):
         tokens = torch.where(temperature > 0, draw(kept, column(list(uniforms), wide)), tokens)
-    return tokens, logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    logprobs = logits.log_softmax(-1)
+    best = logprobs.topk(min(top, logits.shape[-1]), dim=-1)
+    return Drawn(tokens, logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), best.indices, best.values)
