@@ -19,6 +19,7 @@ COMMANDS = {
     "pretrain": ("cutaway.cli.pretrain", "next-token training on plain text"),
     "sft": ("cutaway.cli.sft", "fine-tuning on conversations"),
     "chat": ("cutaway.cli.chat", "talk to a model in the terminal"),
+    "serve": ("cutaway.cli.serve", "an OpenAI-compatible server and a chat page"),
     "data": ("cutaway.cli.data", "check and describe training files"),
     "plot": ("cutaway.cli.plot", "draw the curves of runs as a PNG"),
     "doctor": ("cutaway.cli.doctor", "what this machine can do"),
