@@ -83,7 +83,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _check(flags: ServeFlags) -> None:
     """UserError for an impossible value."""
-    for name, low, high in (("port", 0, 65535), ("slots", 1, 4096), ("max_waiting", 0, 10**6), ("max_new_tokens", 1, 10**9)):
+    for name, low, high in (
+        ("port", 0, 65535),
+        ("slots", 1, 4096),
+        ("max_waiting", 0, 10**6),
+        ("max_new_tokens", 1, 10**9),
+    ):
         if not low <= getattr(flags, name) <= high:
             raise UserError(f"cutaway serve: --{name.replace('_', '-')} must be from {low} to {high}")
     if not 0 < flags.max_body_mb <= 1000:

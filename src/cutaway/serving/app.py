@@ -76,7 +76,7 @@ class ServerSettings:
     """Largest body, in bytes; a larger one gets 413."""
 
 
-def make_app(models: Models, settings: ServerSettings = ServerSettings()) -> FastAPI:  # noqa: B008 (frozen)
+def make_app(models: Models, settings: ServerSettings = ServerSettings()) -> FastAPI:
     """The ASGI application; its lifespan starts and stops the engine thread (`app.state.thread`)."""
     thread, metrics = EngineThread(models.engines, settings.max_waiting), Metrics()
 
@@ -260,5 +260,5 @@ _ERROR = {
         }
     },
 }
-ERRORS: dict[int | str, dict[str, Any]] = {status: _ERROR for status in (400, 401, 404, 413, 422, 429)}
+ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 413, 422, 429), _ERROR)
 """What a route may answer besides its success, for the OpenAPI description."""

@@ -11,11 +11,12 @@ from cutaway.generation.conversation import answer_prompt
 from cutaway.generation.engine import Piece, Request
 from cutaway.serving.answer import AnswerReader, Delta
 from cutaway.serving.errors import ApiError, unsupported
+from cutaway.serving.form import form_of_answer, shown_tools
 from cutaway.serving.logprobs import chat_logprobs
 from cutaway.serving.models import ServedModel
 from cutaway.serving.respond import Usage, Watch, new_id
 from cutaway.serving.sampling import engine_requests
-from cutaway.serving.schemas import ChatMessage, ChatRequest, NamedTool
+from cutaway.serving.schemas import ChatMessage, ChatRequest
 from cutaway.tokenization.messages import Message, normalise
 from cutaway.tokenization.tokenizer import well_formed
 
@@ -34,12 +35,7 @@ class Prepared:
 def prepare(model: ServedModel, body: ChatRequest) -> Prepared:
     """Render, tokenise and check. ApiError for what cannot be served."""
     _refuse_unserved(model, body)
-    choice = body.tool_choice or "auto"
-    tools = [] if choice == "none" else [_schema(tool.model_dump(exclude_none=True)) for tool in body.tools or ()]
-    if tools and not model.tools:
-        raise unsupported(f"a tool call of the model {model.name}", "tools")
-    if choice not in ("none", "auto") and not tools:
-        raise ApiError(400, "tool_choice asks for a call, and there are no tools", param="tool_choice")
+    tools = shown_tools(model, body)
     thinking = _thinking(body)
     if thinking is not None and not model.thinking:
         raise unsupported(f"thinking of the model {model.name}", "chat_template_kwargs")
@@ -48,10 +44,11 @@ def prepare(model: ServedModel, body: ChatRequest) -> Prepared:
         prompt = answer_prompt(turns, model.tokenizer, thinking)
     except UserError as error:
         raise ApiError(400, str(error), param="messages") from None
+    thinks = _opened(model, prompt, thinking)
     length = body.max_completion_tokens or body.max_tokens or model.max_new_tokens
     more: dict[str, Any] = {"top_logprobs": body.top_logprobs or 0} if body.logprobs else {}
-    requests = engine_requests(model, body, [prompt], length, **more)
-    return Prepared(requests, _opened(model, prompt, thinking), bool(tools))
+    more["constraint"] = form_of_answer(model, body, tools, thinks is True)
+    return Prepared(engine_requests(model, body, [prompt], length, **more), thinks, bool(tools))
 
 
 def _refuse_unserved(model: ServedModel, body: ChatRequest) -> None:
@@ -82,12 +79,6 @@ def _thinking(body: ChatRequest) -> bool | None:
         if value is not None:
             return value
     return None if body.reasoning_effort is None else body.reasoning_effort not in ("none", "minimal")
-
-
-def _schema(tool: dict[str, Any]) -> dict[str, Any]:
-    """A tool as the chat format shows it; `strict` is a word to the server."""
-    tool["function"].pop("strict", None)
-    return tool
 
 
 def _message(message: ChatMessage) -> Message:
@@ -234,8 +225,3 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
         "type": "function",
         "function": {"name": well_formed(call["name"]), "arguments": arguments},
     }
-
-
-def forced_call(body: ChatRequest) -> str | None:
-    """The function that `tool_choice` names."""
-    return body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else None

@@ -42,7 +42,7 @@ def completion_logprobs(engine: Engine, piece: Piece, offset: int) -> dict[str, 
     return lists
 
 
-def _kept(engine: Engine, piece: Piece) -> list[tuple[int, float, Sequence[tuple[int, float]]]]:
+def _kept(engine: Engine, piece: Piece) -> Sequence[tuple[int, float, Sequence[tuple[int, float]]]]:
     tops = piece.top_logprobs or [[]] * len(piece.ids)
     rows = list(zip(piece.ids, piece.logprobs, tops, strict=True))
     if piece.completion is not None and rows and rows[-1][0] in engine.stop_ids:

@@ -54,7 +54,9 @@ class Metrics:
             lines += _family(name, "gauge", note, _named(values))
         lines += _histogram("cutaway_time_to_first_token_seconds", "From arrival to the first token.", self.first_token)
         lines += _histogram("cutaway_request_duration_seconds", "From arrival to the last token.", self.duration)
-        lines += _histogram("cutaway_time_per_output_token_seconds", "Between tokens, mean of a request.", self.per_token)
+        lines += _histogram(
+            "cutaway_time_per_output_token_seconds", "Between tokens, mean of a request.", self.per_token
+        )
         lines += _family("process_start_time_seconds", "gauge", "Unix time of the start.", [("", self.started)])
         if memory := resident_bytes():
             lines += _family("process_resident_memory_bytes", "gauge", "Memory held.", [("", memory)])
