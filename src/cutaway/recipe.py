@@ -152,6 +152,24 @@ class SFTSettings(TrainSettings):
 
 
 @dataclass(frozen=True)
+class LoRASettings(TrainSettings):
+    """Fine-tuning of low-rank adapters on the assistant's tokens; the model itself stays as it is."""
+
+    rank: int = 16
+    """Rank of the adapters: rows of A, columns of B."""
+    alpha: float = 32.0
+    """Strength: updates are scaled by alpha / rank (with rslora by alpha / sqrt(rank))."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs set to 0 while it trains."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Layers to adapt, by the last part of a name or a whole one; `*` and `?` stand for anything."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank), which keeps high ranks learning."""
+    dora: bool = False
+    """Train the length of every output row apart from its direction (DoRA)."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything about a model's life except the files it reads and writes."""
 
@@ -161,6 +179,7 @@ class Recipe:
     model: ModelSettings = field(default_factory=ModelSettings)
     pretrain: PretrainSettings = field(default_factory=PretrainSettings)
     sft: SFTSettings = field(default_factory=SFTSettings)
+    lora: LoRASettings = field(default_factory=LoRASettings)
 
 
 @dataclass(frozen=True)

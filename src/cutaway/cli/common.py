@@ -15,7 +15,16 @@ from typing import Any, TypeVar
 import tyro
 
 from cutaway.errors import UserError
-from cutaway.recipe import ModelSettings, PretrainSettings, Recipe, RunSettings, SFTSettings, load_recipe, load_run
+from cutaway.recipe import (
+    LoRASettings,
+    ModelSettings,
+    PretrainSettings,
+    Recipe,
+    RunSettings,
+    SFTSettings,
+    load_recipe,
+    load_run,
+)
 
 Flags = TypeVar("Flags")
 
@@ -47,8 +56,19 @@ class _SFT:
     stage: tyro.conf.OmitArgPrefixes[SFTSettings]
 
 
+@dataclass(frozen=True)
+class _LoRA:
+    """Training of low-rank adapters on conversations. Each flag overrides the value of the recipe."""
+
+    source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
+    run: tyro.conf.OmitArgPrefixes[RunSettings]
+    stage: tyro.conf.OmitArgPrefixes[LoRASettings]
+
+
+_STAGES = {"pretrain": _Pretrain, "sft": _SFT, "lora": _LoRA}
 _HORIZONS = ("minutes", "tokens", "steps", "epochs")
 _FIXED_BY_A_RUN = ("seed", "row_length", "batch_tokens", "optimizer", "scripts", "holdout_tokens")
+_FIXED_TOO = {"lora": ("rank", "alpha", "targets", "rslora", "dora")}
 
 
 def parse_stage(stage: str, argv: Sequence[str]) -> tuple[Recipe, RunSettings]:
@@ -69,19 +89,19 @@ def parse_stage(stage: str, argv: Sequence[str]) -> tuple[Recipe, RunSettings]:
         if len(given) > 1:
             raise UserError(f"{prog}: --{given[0]} and --{given[1]} both set the horizon, give one of them")
         settings = replace(settings, **dict.fromkeys(_HORIZONS))
-    if stage == "pretrain":
-        pretrain = parse(_Pretrain, argv, prog=prog, default=_Pretrain(source, run, settings, base.model))
-        recipe, run = replace(base, pretrain=pretrain.stage, model=pretrain.model), pretrain.run
-    else:
-        sft = parse(_SFT, argv, prog=prog, default=_SFT(source, run, settings))
-        recipe, run = replace(base, sft=sft.stage), sft.run
+    shape = {"model": base.model} if stage == "pretrain" else {}
+    default: Any = _STAGES[stage](source=source, run=run, stage=settings, **shape)
+    flags = parse(_STAGES[stage], argv, prog=prog, default=default)
+    recipe, run = replace(base, **{stage: flags.stage, "model": getattr(flags, "model", base.model)}), flags.run
     if not run.out:
         raise UserError(f"{prog}: --out is missing, name the run directory to write")
     if not run.data:
         raise UserError(f"{prog}: --data is missing, name the training files")
     if run.resume:
         _check_resumable(prog, run.out, base.model, recipe.model, [field.name for field in fields(base.model)])
-        _check_resumable(prog, run.out, getattr(base, stage), getattr(recipe, stage), _FIXED_BY_A_RUN)
+        _check_resumable(
+            prog, run.out, getattr(base, stage), getattr(recipe, stage), _FIXED_BY_A_RUN + _FIXED_TOO.get(stage, ())
+        )
     return recipe, run
 
 

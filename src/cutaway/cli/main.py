@@ -18,6 +18,8 @@ COMMANDS = {
     "tokenizer": ("cutaway.cli.tokenizer", "train a byte-level BPE vocabulary on your text"),
     "pretrain": ("cutaway.cli.pretrain", "next-token training on plain text"),
     "sft": ("cutaway.cli.sft", "fine-tuning on conversations"),
+    "lora": ("cutaway.cli.lora", "train a small adapter on conversations"),
+    "merge": ("cutaway.cli.merge", "make an adapter and its base one model"),
     "chat": ("cutaway.cli.chat", "talk to a model in the terminal"),
     "serve": ("cutaway.cli.serve", "an OpenAI-compatible server and a chat page"),
     "data": ("cutaway.cli.data", "check and describe training files"),

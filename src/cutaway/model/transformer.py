@@ -129,8 +129,8 @@ class CausalLM(nn.Module):
         return self._expert_parameters() * config.num_experts_per_tok // max(1, config.num_experts)
 
     def flops_per_token(self, row_length: int) -> int:
-        """Training FLOPs a token, forward and backward: 6 a matrix weight that a token meets (the head
-        counts, the look-up does not; of the experts those that a token passes through) and
+        """Training FLOPs a token, forward and backward: 6 a matrix weight that a token meets, 4 where it is frozen
+        (the head counts, the look-up does not; of the experts those that a token passes through), and
         12 x layers x heads x head_dim x row_length for attention, as in PaLM (arXiv 2204.02311, appendix B).
 
         PaLM's count takes the full square although a causal mask leaves half of it; so do others' MFU figures, and
@@ -146,6 +146,10 @@ class CausalLM(nn.Module):
         return self.config.num_hidden_layers * self.config.num_attention_heads * self.config.head_dim
 
     def _matrix_flops(self) -> int:
-        matrices = sum(parameter.numel() for parameter in self.parameters() if parameter.ndim == 2)
-        embedding = 0 if self.config.tie_word_embeddings else self.model.embed_tokens.weight.numel()
-        return 6 * (matrices - embedding + self._active_expert_parameters())
+        embedding, total = self.model.embed_tokens.weight, 0
+        for parameter in self.parameters():
+            if parameter.ndim == 2 and (parameter is not embedding or self.config.tie_word_embeddings):
+                total += (6 if parameter.requires_grad else 4) * parameter.numel()
+        experts = (parameter for parameter in self.parameters() if parameter.ndim == 3)
+        passes = 6 if all(parameter.requires_grad for parameter in experts) else 4
+        return total + passes * self._active_expert_parameters()

@@ -1,8 +1,10 @@
 """Initial weights, and reading and writing checkpoints as safetensors (one file, or sharded with an index)."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,6 +13,15 @@ from torch import Tensor, nn
 
 from cutaway.errors import UserError
 from cutaway.model.config import ModelConfig
+from cutaway.model.lora import (
+    adapt,
+    adapter_of,
+    adapter_state,
+    from_peft,
+    load_adapter_state,
+    merge,
+    to_peft,
+)
 from cutaway.model.moe import is_router
 from cutaway.model.transformer import CausalLM
 
@@ -50,11 +61,11 @@ def save_model(model: nn.Module, directory: Path, config: ModelConfig) -> None:
     write_text(json.dumps(config.to_dict(), indent=2) + "\n", directory / "config.json")
 
 
-def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
+def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write tensors so that a crash at any instant leaves the old file or the new one, never a torn one."""
     partial = path.with_name(path.name + ".partial")
     try:
-        save_file(tensors, partial, metadata={"format": "pt"})
+        save_file(tensors, partial, metadata={"format": "pt"} | (metadata or {}))
         _replace(partial, path)
     except (SafetensorError, OSError) as error:
         partial.unlink(missing_ok=True)
@@ -79,10 +90,17 @@ def _replace(partial: Path, path: Path) -> None:
 
 
 def load_model(directory: str | Path, device: torch.device | str = "cpu") -> CausalLM:
-    """Build the network that `config.json` describes and fill it from the safetensors beside it, in fp32."""
+    """Build the network that `config.json` describes and fill it from the safetensors beside it, in fp32.
+
+    An adapter directory gives its base with the adapter merged: a plain model again.
+    """
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"no model directory '{directory}'")
+    if is_adapter(directory):
+        model = load_adapted(directory)
+        merge(model)
+        return model.to(device)
     config = ModelConfig.load(directory)
     with torch.device("meta"):
         model = CausalLM(config)
@@ -131,12 +149,114 @@ def read_safetensors(directory: Path) -> dict[str, Tensor]:
             raise UserError(f"{index}: a shard lies outside the directory")
     tensors: dict[str, Tensor] = {}
     for name in names:
-        path = directory / name
-        if not path.is_file():
+        if not (directory / name).is_file():
             raise UserError(f"{directory}: no {name}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a complete safetensors file: {error}") from None
+        tensors |= read_safetensors_file(directory / name)[0]
     return tensors
+
+
+def read_safetensors_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of one file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a complete safetensors file: {error}") from None
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter, as PEFT writes it, and not a whole model."""
+    return (directory / "adapter_config.json").is_file()
+
+
+def find_base(directory: Path, base: str | None = None) -> Path:
+    """Where the base of an adapter is: `base`, or as `adapter_config.json` names it, from here or from the adapter's
+    own directory. UserError where nothing is there."""
+    path = directory / "adapter_config.json"
+    named = Path(base or _adapter_table(path)["base_model_name_or_path"])
+    found = next((place for place in (named, directory / named) if place.is_dir()), None)
+    if found is None:
+        raise UserError(f"{path}: its base model '{named}' is not here; set base_model_name_or_path to where it is")
+    if found.resolve() == directory.resolve():
+        raise UserError(f"{path}: names itself as its base model")
+    return found
+
+
+def load_adapted(directory: Path, base: str | None = None) -> CausalLM:
+    """The base of an adapter with the adapter live on it, frozen but for the adapter.
+
+    UserError where the base has other shapes, or (of an adapter made here) other weights than those it was trained on.
+    """
+    found, path = find_base(directory, base), directory / "adapter_config.json"
+    model = load_model(found)
+    adapt(model, from_peft(_adapter_table(path), model, str(path)))
+    tensors, metadata = read_safetensors_file(directory / "adapter_model.safetensors")
+    load_adapter_state(model, tensors, str(directory))
+    if metadata.get("base", base_fingerprint(model)) != base_fingerprint(model):
+        raise UserError(f"{directory}: an adapter for another base, not for the weights that are in {found} now")
+    return model
+
+
+def _adapter_table(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(table["base_model_name_or_path"], str):
+            raise TypeError("base_model_name_or_path must be a text")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: no valid adapter configuration: {error}") from None
+    assert isinstance(table, dict)
+    return table
+
+
+def save_adapter(model: CausalLM, directory: Path, base: str) -> None:
+    """Write a live adapter as a PEFT directory that names `base`."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"could not write {directory}: {error}") from error
+    name, tensors, metadata = stored_weights(model)
+    write_safetensors(tensors, directory / name, metadata)
+    describe_model(model, directory, base)
+
+
+def stored_weights(model: nn.Module) -> tuple[str, dict[str, Tensor], dict[str, str]]:
+    """What a checkpoint of the model holds: file name, tensors, metadata. Of an adapted model only the adapter."""
+    adapted = adapter_of(model) is not None
+    tensors = adapter_state(model) if adapted else model.state_dict()
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if adapted:
+        return "adapter_model.safetensors", on_cpu, {"base": base_fingerprint(model)}
+    return "model.safetensors", on_cpu, {}
+
+
+def load_stored(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """The opposite of `stored_weights`."""
+    if adapter_of(model) is not None:
+        load_adapter_state(model, tensors, where)
+        return
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError:
+        raise UserError(f"{where}: made by a model of another shape than this recipe's") from None
+
+
+def describe_model(model: CausalLM, directory: Path, base: str | None) -> None:
+    """Write what says how to read the weights: `config.json`, or of an adapter on `base` `adapter_config.json`."""
+    adapter = adapter_of(model)
+    if adapter is None:
+        write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", directory / "config.json")
+    else:
+        assert base is not None
+        table = to_peft(adapter, model, base)
+        write_text(json.dumps(table, indent=2) + "\n", directory / "adapter_config.json")
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """A hash of the beginnings of all frozen weights: tells a base from another, or from itself trained further."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if ".lora_" not in name:
+            digest.update(name.encode())
+            digest.update(tensor.detach().flatten()[:256].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]

@@ -9,11 +9,14 @@ the assistant itself writes, the end of its turn included (`tokenization/chat.py
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from cutaway.errors import UserError
+from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import load_model
-from cutaway.recipe import Recipe, RunSettings, SFTSettings, TrainSettings
+from cutaway.recipe import Recipe, RunSettings, TrainSettings
 from cutaway.stages import supervised
 from cutaway.stages.pretrain import model_settings
 from cutaway.tokenization.chat import render
@@ -26,20 +29,28 @@ QUESTIONS = ("What is the sun?", "你好，请介绍一下你自己。", "請說
 
 def run(recipe: Recipe, run: RunSettings) -> Path:
     """Fine-tune the model of `run.init` on conversations."""
+    return fine_tune("sft", recipe, run)
+
+
+def fine_tune(
+    stage: Literal["sft", "lora"], recipe: Recipe, run: RunSettings, change: Callable[[CausalLM], None] = lambda _: None
+) -> Path:
+    """Train on the assistant's tokens, with the settings of `stage`, the model that `change` makes of `run.init`'s."""
     started = time.monotonic()
     supervised.prepare_out(run)
     if run.init is None:
         raise UserError("--init is missing: the model directory to fine-tune")
-    settings = recipe.sft
+    settings: TrainSettings = getattr(recipe, stage)
     ranks = start_ranks()
     try:
         tokenizer = Tokenizer.load(run.init)
         if not tokenizer.is_native:
             raise UserError(f"{run.init}: its chat format is not the one trained here; use a tokenizer made by cutaway")
         model = load_model(run.init)
+        change(model)
         recipe = dataclasses.replace(recipe, model=model_settings(recipe, model.config))
         data = supervised.read_data("sft", settings, run, tokenizer, ranks)
-        material = supervised.Material("sft", model, tokenizer, *data)
+        material = supervised.Material("sft", model, tokenizer, *data, stage=stage)
         prompts = {
             question: render([{"role": "user", "content": question}], tokenizer, add_generation_prompt=True).ids
             for question in QUESTIONS
@@ -49,18 +60,13 @@ def run(recipe: Recipe, run: RunSettings) -> Path:
             settings,
             run,
             ranks,
-            resolved=lambda settings: _with(recipe, settings),
+            resolved=lambda settings: dataclasses.replace(recipe, **{stage: settings}),  # type: ignore[arg-type]
             rules=[],
             prompts=prompts,
             started=started,
         )
     finally:
         stop_ranks(ranks)
-
-
-def _with(recipe: Recipe, settings: TrainSettings) -> Recipe:
-    assert isinstance(settings, SFTSettings)
-    return dataclasses.replace(recipe, sft=settings)
 
 
 if __name__ == "__main__":

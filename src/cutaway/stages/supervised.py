@@ -24,7 +24,7 @@ from cutaway.generation.defaults import generation_config
 from cutaway.generation.generate import generate
 from cutaway.generation.sampling import Sampling
 from cutaway.model.transformer import CausalLM
-from cutaway.model.weights import write_text
+from cutaway.model.weights import describe_model, is_adapter, write_text
 from cutaway.objectives.next_token import IGNORE
 from cutaway.recipe import Recipe, RunSettings, TrainSettings, load_recipe, load_run, save_recipe
 from cutaway.tokenization.dump import dump_html, dump_terminal
@@ -57,6 +57,11 @@ class Material:
     train: Documents
     heldout_cache: TokenCache
     heldout: Documents
+    stage: str = ""
+    """Name of the stage, where it is not that of the data."""
+
+    def __post_init__(self) -> None:
+        self.stage = self.stage or self.kind
 
 
 def prepare_out(run: RunSettings) -> Path:
@@ -67,7 +72,7 @@ def prepare_out(run: RunSettings) -> Path:
     steps = Checkpoints(out, 1).steps()
     if steps and not run.resume:
         raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
-    if not steps and any(out.glob("model*.safetensors")):
+    if not steps and (any(out.glob("model*.safetensors")) or is_adapter(out)):
         raise UserError(f"{out} holds a model that is not a run of this kind: choose another --out")
     if run.resume and not steps:
         raise UserError(f"{out}: no checkpoint to resume from; start the run again without --resume")
@@ -166,7 +171,7 @@ def train(
     rate = matmul_rate(ranks.device, network.dtype)
     network.wrap()
     job = Job(
-        stage=material.kind,
+        stage=material.stage,
         out=out,
         settings=plan.settings,
         total_steps=plan.steps,
@@ -266,11 +271,10 @@ def _describe(material: Material, plan: Plan, rules: list[Rule]) -> None:
 def _write_description(out: Path, material: Material, recipe: Recipe, run: RunSettings) -> None:
     """The files of a run directory that do not change while it trains."""
     material.tokenizer.save(out)
-    config = material.model.config.to_dict()
-    write_text(json.dumps(config, indent=2) + "\n", out / "config.json")
+    describe_model(material.model, out, run.init)
     write_text(json.dumps(generation_config(material.tokenizer), indent=2) + "\n", out / "generation_config.json")
     made: dict[str, Any] = {
-        "stage": material.kind,
+        "stage": material.stage,
         "cutaway": cutaway.__version__,
         "torch": str(torch.__version__),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

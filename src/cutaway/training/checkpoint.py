@@ -3,7 +3,8 @@
     RUN/state/step-00000100/   model.safetensors  optimizer.safetensors  state.json     what a resume reads
     RUN/model.safetensors      a hard link to the newest of them                        what everybody else reads
 
-Nothing is pickled. A resume takes the newest directory that can be read in full.
+An adapted model's file is `adapter_model.safetensors` in both places, and holds the adapter only. Nothing is pickled. A
+resume takes the newest directory that can be read in full.
 """
 
 import json
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cutaway.errors import UserError
-from cutaway.model.weights import write_safetensors, write_text
+from cutaway.model.weights import load_stored, stored_weights, write_safetensors, write_text
 
 log = logging.getLogger("cutaway")
 
@@ -44,8 +45,8 @@ class Checkpoints:
             for stale in self.folder.glob(".step-*.partial"):
                 shutil.rmtree(stale, ignore_errors=True)
             partial.mkdir(parents=True)
-            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-            write_safetensors(weights, partial / "model.safetensors")
+            name, weights, metadata = stored_weights(model)
+            write_safetensors(weights, partial / name, metadata)
             tensors, numbers = _flatten(model, optimizers)
             tensors["rng.cpu"] = torch.get_rng_state()
             if torch.cuda.is_available():
@@ -70,7 +71,8 @@ class Checkpoints:
 
     def publish(self, step: int) -> None:
         """Make a checkpoint's weights the run's `model.safetensors`, by a hard link where the file system has them."""
-        source, target = self._path(step) / "model.safetensors", self.run / "model.safetensors"
+        source = weights_file(self._path(step))
+        target = self.run / source.name
         partial = target.with_name(target.name + ".partial")
         partial.unlink(missing_ok=True)
         if target.exists() and os.path.samefile(source, target):
@@ -90,15 +92,12 @@ class Checkpoints:
             path = self._path(step)
             try:
                 state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-                weights = _read(path / "model.safetensors")
+                weights = _read(weights_file(path))
                 tensors = _read(path / "optimizer.safetensors")
             except (OSError, ValueError, SafetensorError) as error:
                 log.warning("%s: damaged (%s); trying the checkpoint before it", path, error)
                 continue
-            try:
-                model.load_state_dict(weights)
-            except RuntimeError:
-                raise UserError(f"{path}: made by a model of another shape than this recipe's") from None
+            load_stored(model, weights, str(path))
             _unflatten(model, optimizers, tensors, state["optimizer"])
             torch.set_rng_state(tensors["rng.cpu"])
             if "rng.cuda" in tensors and torch.cuda.is_available():
@@ -110,6 +109,12 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
+
+
+def weights_file(checkpoint: Path) -> Path:
+    """The weights of a checkpoint: a whole model's, or an adapter's."""
+    adapter = checkpoint / "adapter_model.safetensors"
+    return adapter if adapter.exists() else checkpoint / "model.safetensors"
 
 
 def _sync(folder: Path) -> None:

@@ -146,7 +146,10 @@ def derive_optimizer(settings: Train, model: nn.Module, fine_tuning: bool) -> tu
 
     assert isinstance(model, CausalLM)
     share = muon_cost(model) / (settings.batch_tokens * model.flops_per_token(settings.row_length))
-    if settings.optimizer == "auto":
+    frozen = not all(parameter.requires_grad for parameter in model.parameters())
+    if settings.optimizer == "auto" and frozen:
+        take("optimizer", "adamw", "adapters are thin: Muon would move all their directions alike", "choice")
+    elif settings.optimizer == "auto":
         kind = "muon" if share <= MUON_SHARE else "adamw"
         reason = f"Newton-Schulz costs 5(4m2n+2m3) FLOPs a matrix: {share:.1%} of a step (limit {MUON_SHARE:.0%})"
         take("optimizer", kind, reason, "arXiv 2502.16982; rule: choice")
@@ -164,6 +167,8 @@ def derive_optimizer(settings: Train, model: nn.Module, fine_tuning: bool) -> tu
     if settings.adam_lr is None:
         width = model.config.hidden_size
         value = min(0.01, 0.004 * (256 / width) ** 0.5 * batch_factor) * tuned
+        if frozen:
+            value, half = min(0.01, 2 * value), ", full for adapters"
         reason = f"0.004 at width 256 and 16k tokens, with 1/sqrt(width) and the root of the batch{half}"
         take("adam_lr", value, reason, "choice, not tuned yet")
     if settings.weight_decay is None:

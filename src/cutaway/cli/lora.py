@@ -1,0 +1,14 @@
+"""`cutaway lora`: training of adapters. Flags to settings; the work is in `stages/lora.py`."""
+
+from collections.abc import Sequence
+
+from cutaway.cli.common import parse_stage
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse the flags, then run the stage; importing torch waits until the flags are right."""
+    recipe, run = parse_stage("lora", argv)
+    from cutaway.stages import lora
+
+    lora.run(recipe, run)
+    return 0
