@@ -19,8 +19,8 @@ from cutaway.evals.behaviour import (
     script_share,
     summarise,
     units,
-    wilson,
 )
+from cutaway.evals.intervals import wilson
 from cutaway.model.weights import save_model
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

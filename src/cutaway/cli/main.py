@@ -22,6 +22,7 @@ COMMANDS = {
     "merge": ("cutaway.cli.merge", "make an adapter and its base one model"),
     "chat": ("cutaway.cli.chat", "talk to a model in the terminal"),
     "serve": ("cutaway.cli.serve", "an OpenAI-compatible server and a chat page"),
+    "eval": ("cutaway.cli.eval", "score a model, with intervals and the chance level"),
     "data": ("cutaway.cli.data", "check and describe training files"),
     "plot": ("cutaway.cli.plot", "draw the curves of runs as a PNG"),
     "doctor": ("cutaway.cli.doctor", "what this machine can do"),

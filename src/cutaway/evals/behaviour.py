@@ -3,13 +3,13 @@
 The prompts are in `benchmarks/prompts.jsonl`; `benchmarks/behaviour.py` runs them.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cutaway.data.scripts import HAN, HANS, HANT, LATIN, count_scripts
+from cutaway.evals.intervals import Share
 
 LANGUAGES = ("zh-Hans", "zh-Hant", "en")
 MAX_REPEATS = 4
@@ -81,39 +81,6 @@ def max_repeats(text: str, n: int = 4) -> int:
     found = units(text)
     counts = Counter(zip(*(found[i:] for i in range(n)), strict=False))
     return max(counts.values(), default=0)
-
-
-def wilson(successes: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    r"""Interval for a proportion $\hat p = $ successes / total of $n$ independent trials (95 % for z = 1.96).
-
-    $$\frac{\hat p + \frac{z^2}{2n} \pm z \sqrt{\frac{\hat p (1 - \hat p)}{n} + \frac{z^2}{4n^2}}}{1 + \frac{z^2}{n}}$$
-
-    Wilson, JASA 22 (1927) 209. It stays within 0 and 1 and is right near them, where the normal interval is not.
-    (0, 1) without trials.
-    """
-    if not total:
-        return 0.0, 1.0
-    p, n = successes / total, float(total)
-    centre = p + z * z / (2 * n)
-    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-
-@dataclass(frozen=True)
-class Share:
-    """A proportion of answers with its 95 % Wilson interval."""
-
-    share: float
-    low: float
-    high: float
-    total: int
-
-    @classmethod
-    def of(cls, flags: Sequence[bool]) -> "Share":
-        """The share of true ones."""
-        low, high = wilson(sum(flags), len(flags))
-        return cls(sum(flags) / len(flags) if flags else 0.0, low, high, len(flags))
 
 
 def summarise(behaviours: Sequence[Behaviour]) -> dict[str, Share]:
