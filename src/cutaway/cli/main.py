@@ -23,6 +23,7 @@ COMMANDS = {
     "chat": ("cutaway.cli.chat", "talk to a model in the terminal"),
     "serve": ("cutaway.cli.serve", "an OpenAI-compatible server and a chat page"),
     "eval": ("cutaway.cli.eval", "score a model, with intervals and the chance level"),
+    "report": ("cutaway.cli.report", "compare runs: scores, differences, answers, curves, cost"),
     "data": ("cutaway.cli.data", "check and describe training files"),
     "plot": ("cutaway.cli.plot", "draw the curves of runs as a PNG"),
     "doctor": ("cutaway.cli.doctor", "what this machine can do"),

@@ -44,7 +44,7 @@ def draw_runs(run_dirs: Sequence[Path], out: Path) -> None:
     The stage's own numbers get panels after the common ones. Smoothed lines are averages over a twentieth of the
     points, with the raw values behind them. Raises UserError for a run without metrics.
     """
-    runs = {name: _read(run) for name, run in zip(_names(run_dirs), run_dirs, strict=True)}
+    runs = {name: _read(run) for name, run in zip(short_names(run_dirs), run_dirs, strict=True)}
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
@@ -96,7 +96,7 @@ def _read(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _names(run_dirs: Sequence[Path]) -> list[str]:
+def short_names(run_dirs: Sequence[Path]) -> list[str]:
     """The last parts of the paths, as many as tell the runs apart."""
     parts = [run.resolve().parts for run in run_dirs]
     for depth in (1, 2, 3):
