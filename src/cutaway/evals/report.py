@@ -21,7 +21,6 @@ from cutaway.generation.conversation import answer_prompt, knows_chat
 from cutaway.generation.defaults import load_sampling
 from cutaway.generation.engine import Engine
 from cutaway.generation.generate import document_prompt, generate
-from cutaway.model.config import ModelConfig
 from cutaway.model.weights import load_model, write_text
 from cutaway.recipe import read_toml
 from cutaway.tokenization.messages import Message
@@ -53,7 +52,6 @@ class Run:
     metrics: list[dict[str, Any]]
     made: dict[str, Any]
     price_per_hour: float
-    config: ModelConfig
     answers: list[str] = field(default_factory=list)
 
     @property
@@ -70,12 +68,14 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     """What the run directories hold. Raises UserError for what is no model directory."""
     runs = []
     for path, name in zip(paths, short_names(paths), strict=True):
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise UserError(f"{path}: no model is there")
         recipe = read_toml(str(path / "recipe.toml")) if (path / "recipe.toml").is_file() else {}
         made: dict[str, Any] = recipe.get("made", {})
         stage: dict[str, Any] = recipe.get(str(made.get("stage")), {})
         metrics = read_metrics(path) if (path / "metrics.jsonl").is_file() else []
         price = float(stage.get("price_per_hour", 0.0))
-        runs.append(Run(path, name, load_results(path), metrics, made, price, ModelConfig.load(path)))
+        runs.append(Run(path, name, load_results(path), metrics, made, price))
     return runs
 
 
