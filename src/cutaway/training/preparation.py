@@ -133,7 +133,7 @@ def prepare(
     rows, accumulation = _split_batch(settings, ranks.world)
     expected_s = settings.minutes * 60 if settings.minutes is not None else horizon * rough / ranks.world
     settings = dataclasses.replace(settings, compile=_compile(network, settings.compile, expected_s))
-    settings, more = derive_optimizer(settings, network.model, fine_tuning)
+    settings, more = derive_optimizer(settings, network.model, fine_tuning, horizon)
     plan = Plan(settings, rows, accumulation, per_epoch, rules + more)
     if settings.steps is None:
         _fix_steps(plan, network, _Probe(network, source, rows), horizon, heldout_tokens, budget_s)
