@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -14,6 +15,8 @@ from cutaway.generation.defaults import CHAT, generation_config, load_sampling, 
 from cutaway.generation.engine import Completion, Engine, Request
 from cutaway.generation.generate import document_prompt, generate, stream
 from cutaway.generation.sampling import Sampling
+from cutaway.model.lora import LoRAConfig, adapt
+from cutaway.model.transformer import CausalLM
 
 SAMPLING = Sampling(temperature=1.3, top_k=200, top_p=0.98, min_p=0.001)
 
@@ -165,6 +168,108 @@ def test_penalties_count_prompt_and_answer_of_their_own_row_only() -> None:
     assert len({5, 9, 100, *repetition.ids}) == 33
 
 
+PREFIX = torch.randint(0, 256, (40,), generator=torch.Generator().manual_seed(9)).tolist()
+
+
+def test_a_group_of_samples_computes_its_prompt_once_and_gets_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = new_engine(8)
+    fed: list[int] = []
+    begin = engine.cache.begin
+
+    def counted(first: int, positions: torch.Tensor, length: int) -> None:
+        fed.append(positions.numel())
+        begin(first, positions, length)
+
+    monkeypatch.setattr(engine.cache, "begin", counted)
+    group = [Request(PREFIX, 12, seed, stop_ids=()) for seed in range(5)]
+    other = Request([*PREFIX[:30], 3, 4, 5], 12, 7, stop_ids=())
+    ids = [engine.submit(request) for request in [*group, other]]
+    engine.step()
+    # The shorter prompt of 33; of the first of the group what differs; of its others the last token.
+    assert fed[0] == 33 and sum(fed) == 33 + 5 * 10
+    done = finish(engine)
+    for number, request in zip(ids, [*group, other], strict=True):
+        expected = alone(request)
+        assert done[number].ids == expected.ids
+        torch.testing.assert_close(
+            torch.tensor(done[number].logprobs), torch.tensor(expected.logprobs), atol=1e-5, rtol=0
+        )
+    assert sorted(done[number].reused for number in ids) == [0, 30, 30, 30, 30, 30]
+
+
+@settings(max_examples=10, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 39), st.integers(1, 12), st.integers(0, 6)), min_size=4, max_size=14
+    ),
+    st.integers(1, 4),
+)
+def test_prompts_that_begin_alike_share_and_change_nothing(asked: list[tuple[int, int, int, int]], slots: int) -> None:
+    """Requests branch off three texts at any place, come at any time, and leave what others begin with."""
+    engine = Engine(tiny_model(), tiny_tokenizer(), slots=slots, frozen=True)
+    wanted = {}
+    for kind, cut, length, gap in asked:
+        prompt = [[kind, *PREFIX, *PREFIX][i] for i in range(cut + 20)] + [kind + cut]
+        request = Request(prompt, length, seed=cut, stop_ids=())
+        wanted[engine.submit(request)] = request
+        for _ in range(gap):
+            engine.step()
+    done = finish(engine)
+    for number, request in wanted.items():
+        expected = alone(request)
+        assert done[number].ids == expected.ids
+        torch.testing.assert_close(
+            torch.tensor(done[number].logprobs), torch.tensor(expected.logprobs), atol=1e-5, rtol=0
+        )
+
+
+def test_the_next_turn_of_a_conversation_begins_where_the_last_one_ended() -> None:
+    frozen = Engine(tiny_model(), tiny_tokenizer(), slots=2, frozen=True)
+    first = run_one(frozen, Request(PREFIX, 20, stop_ids=()))
+    between = run_one(frozen, Request([1] * 30, 5, stop_ids=()))
+    request = Request([*PREFIX, *first.ids, 8, 9], 5, stop_ids=())
+    second = run_one(frozen, request)
+    assert (first.reused, between.reused, second.reused) == (0, 0, 40 + 19)
+    assert second.ids == alone(request).ids
+    # New weights, or a live model whose weights may be new: nothing old is used.
+    frozen.refresh()
+    assert run_one(frozen, request).reused == 0
+    live = new_engine(2)
+    run_one(live, request)
+    assert run_one(live, request).reused == 0
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_the_packed_copy_computes_what_the_model_does(qk_norm: bool) -> None:
+    model = tiny_model(qk_norm)
+    packed = Engine(model, tiny_tokenizer(), slots=4, frozen=True)
+    plain = Engine(model, tiny_tokenizer(), slots=4)
+    for request in requests():
+        one, other = run_one(packed, request), run_one(plain, request)
+        assert one.ids == other.ids
+        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-5, rtol=0)
+
+
+def test_the_packed_copy_counts_adapters_and_experts_in() -> None:
+    model = copy.deepcopy(tiny_model())
+    adapt(model, LoRAConfig(rank=2, dora=True))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    experts = CausalLM(
+        dataclasses.replace(model.config, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+    )
+    for one in (model, experts.eval()):
+        request = Request([5, 9, 100], 10, stop_ids=(), temperature=0)
+        packed = run_one(Engine(one, tiny_tokenizer(), slots=1, frozen=True), request)
+        plain = run_one(Engine(one, tiny_tokenizer(), slots=1), request)
+        assert packed.ids == plain.ids
+        torch.testing.assert_close(torch.tensor(packed.logprobs), torch.tensor(plain.logprobs), atol=1e-5, rtol=0)
+        Engine(one, tiny_tokenizer(), slots=1, dtype=torch.bfloat16).submit(request)
+    assert run_one(Engine(model, tiny_tokenizer(), slots=1, frozen=True), request).ids != alone(request).ids
+
+
 def test_cancelling_frees_the_slot_and_disturbs_nobody() -> None:
     engine = new_engine(3)
     ids = [engine.submit(request) for request in requests()[6:9]]
@@ -204,7 +309,6 @@ def test_a_bf16_copy_writes_nearly_the_same_and_follows_the_model() -> None:
     model = tiny_model(seed=8)
     engine = Engine(model, tiny_tokenizer(), slots=1, dtype=torch.bfloat16)
     assert engine.cache.keys.dtype == torch.bfloat16
-    assert engine.model.model.rotary.inv_freq.dtype == torch.float32
     request = Request([5, 9], 1, stop_ids=(), temperature=0)
     before = run_one(engine, request).logprobs[0]
     fp32 = run_one(Engine(model, tiny_tokenizer(), slots=1), request).logprobs[0]

@@ -5,15 +5,17 @@ matrix; on a CPU, matrices lie in the blocked order that its kernels want, inste
 keys and values of a token are written in one step; the residual stream is fp32 whatever the dtype of the matrices.
 """
 
+import copy
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from cutaway.generation.kv_cache import KVCache
 from cutaway.model.attention import attend
+from cutaway.model.lora import LoRALinear
 from cutaway.model.mlp import SwiGLU
 from cutaway.model.moe import MixtureOfExperts
 from cutaway.model.transformer import CausalLM, DecoderLayer
@@ -68,8 +70,8 @@ class _Layer:
         self.input_norm = layer.input_layernorm.weight.detach().float().clone()
         self.post_norm = layer.post_attention_layernorm.weight.detach().float().clone()
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        self.qkv = pack_linear(*(projection.weight for projection in projections), dtype=dtype)
-        self.out = pack_linear(attention.o_proj.weight, dtype=dtype)
+        self.qkv = pack_linear(*(_weight(projection) for projection in projections), dtype=dtype)
+        self.out = pack_linear(_weight(attention.o_proj), dtype=dtype)
         self.qk_gain: Tensor | None = None
         if attention.qk_norm:
             gains = [attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.kv_heads, -1)]
@@ -84,7 +86,7 @@ class _Layer:
         cache: KVCache,
         index: int,
     ) -> Float[Tensor, "batch seq hidden"]:
-        qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))
+        qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_dim)
         turning = qkv[:, :, : self.heads + self.kv_heads].float()
         if self.qk_gain is not None:
             turning = F.rms_norm(turning, (self.head_dim,), None, self.eps) * self.qk_gain
@@ -97,7 +99,7 @@ class _Layer:
         return self.out(out.transpose(1, 2).flatten(2))
 
 
-def pack_linear(*weights: Float[Tensor, "outputs inputs"], dtype: torch.dtype) -> Linear:
+def pack_linear(*weights: Float[Tensor, "_ inputs"], dtype: torch.dtype) -> Linear:
     """$x \\mapsto x\\,W^\\top$ with the weights stacked, copied, and laid out for the device."""
     weight = torch.cat([part.detach().to(dtype) for part in weights])
     packed = _blocked(weight)
@@ -114,7 +116,7 @@ def _blocked(weight: Float[Tensor, "outputs inputs"]) -> Tensor | None:
     These operators are what `torch.compile` itself emits for frozen weights, but no public interface. Where a torch
     lacks them, or they give another product, the ordinary one serves.
     """
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
         return None
     try:
         blocked: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
@@ -126,8 +128,8 @@ def _blocked(weight: Float[Tensor, "outputs inputs"]) -> Tensor | None:
 
 
 def _swiglu(mlp: SwiGLU, dtype: torch.dtype) -> Linear:
-    gate_up = pack_linear(mlp.gate_proj.weight, mlp.up_proj.weight, dtype=dtype)
-    down = pack_linear(mlp.down_proj.weight, dtype=dtype)
+    gate_up = pack_linear(_weight(mlp.gate_proj), _weight(mlp.up_proj), dtype=dtype)
+    down = pack_linear(_weight(mlp.down_proj), dtype=dtype)
 
     def forward(x: Tensor) -> Tensor:
         gate, up = gate_up(x).chunk(2, -1)
@@ -137,5 +139,14 @@ def _swiglu(mlp: SwiGLU, dtype: torch.dtype) -> Linear:
 
 
 def _experts(mlp: MixtureOfExperts, dtype: torch.dtype) -> Linear:
-    copied = MixtureOfExperts.__new__(MixtureOfExperts)
-    raise NotImplementedError(copied, dtype)
+    copied = copy.deepcopy(mlp).requires_grad_(False).eval()
+    # The router stays as it is: rounding its weights would flip choices.
+    copied.experts.to(dtype)
+    return copied
+
+
+def _weight(linear: nn.Module) -> Tensor:
+    """The matrix that a linear layer multiplies by, a trained adapter counted in."""
+    weight = linear.merged().weight if isinstance(linear, LoRALinear) else linear.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()

@@ -1,6 +1,5 @@
 """The engine: many requests share one model, one cache and one forward pass a step (continuous batching)."""
 
-import copy
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway.errors import UserError
+from cutaway.generation.decoder import PackedDecoder
 from cutaway.generation.defaults import stop_ids
 from cutaway.generation.kv_cache import KVCache
 from cutaway.generation.sampling import Drawn, Sampling, penalise, sample, uniform
@@ -20,6 +20,8 @@ from cutaway.generation.stop import TextStream
 from cutaway.model.transformer import CausalLM
 from cutaway.tokenization.tokenizer import Tokenizer
 
+SHORTEST_PREFIX = 16
+"""A shared beginning of fewer tokens is computed anew: copying it costs as much."""
 PREFILL_TOKENS = 8192
 """Most tokens, padding included, that one forward pass over new prompts takes (a longer prompt goes alone)."""
 
@@ -74,6 +76,8 @@ class Completion:
     finish_reason: FinishReason
     top_logprobs: list[TopLogprobs] = field(default_factory=list)
     """For each of the ids the most likely tokens at its place, of the same distribution; empty unless asked for."""
+    reused: int = 0
+    """Tokens of the prompt that were not computed, since an earlier or a running request had begun alike."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class _Running:
     seen: Bool[Tensor, " vocab"] | None
     """Tokens of prompt and answer, and how often the answer holds each: where a penalty asks for it."""
     counts: Float[Tensor, " vocab"] | None
+    reused: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[TopLogprobs] = field(default_factory=list)
@@ -115,7 +120,8 @@ class Engine:
 
     A step gives every running request exactly one token. Waiting requests join at any step in which a slot is free, in
     the order they came; the requests running occupy the first slots of the cache, and when one leaves, the last takes
-    its slot. The model is used live; with a `dtype` other than its own, a copy is, and `refresh` brings it up to date.
+    its slot. The model is used live; with a `dtype` other than its own, or `frozen`, a copy laid out for speed is, and
+    `refresh` brings it up to date.
     """
 
     def __init__(
@@ -125,11 +131,16 @@ class Engine:
         slots: int = 16,
         max_length: int | None = None,
         dtype: torch.dtype | None = None,
+        frozen: bool = False,
     ) -> None:
-        """`max_length` bounds prompt and answer together (default: the model's `max_position_embeddings`)."""
+        """`max_length` bounds prompt and answer together (default: the model's `max_position_embeddings`).
+
+        `frozen` says that the weights change only before a `refresh`, which allows the faster copy in any dtype.
+        """
         weight = model.head_weight
-        self.source, self.tokenizer, self.dtype = model, tokenizer, dtype or weight.dtype
-        self.model = model if self.dtype == weight.dtype else _cast_copy(model, self.dtype)
+        self.model, self.tokenizer, self.dtype = model, tokenizer, dtype or weight.dtype
+        copied = frozen or self.dtype != weight.dtype
+        self.packed = PackedDecoder(model, self.dtype) if copied else None
         self.device = weight.device
         self.max_length = max_length or model.config.max_position_embeddings
         self.cache = KVCache(model.config, slots, self.max_length, self.dtype, self.device)
@@ -139,12 +150,21 @@ class Engine:
         self._waiting: deque[_Running] = deque()
         self._running: list[_Running] = []
         self._finished: list[Completion] = []
+        self._stored: list[list[int]] = [[] for _ in range(slots)]
+        """The tokens whose keys and values a slot holds, of a request that has left too."""
+        self._clock = itertools.count(1)
+        self._left = [0] * slots
 
     def refresh(self) -> None:
-        """Take over the present weights of the model, where the engine works on a copy of another dtype."""
-        if self.model is not self.source:
-            for mine, theirs in zip(self.model.parameters(), self.source.parameters(), strict=True):
-                mine.data.copy_(theirs.data)
+        """Take over the present weights of the model, where the engine works on a copy."""
+        if self.packed is not None:
+            self.packed.load(self.model)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the keys and values of requests that have left, so that no prompt begins with them."""
+        for slot in range(len(self._running), self.cache.slots):
+            self._stored[slot] = []
 
     @property
     def busy(self) -> bool:
@@ -197,14 +217,17 @@ class Engine:
     def step(self) -> list[Piece]:
         """Let waiting requests join, sample one token for every running one, let the finished ones leave."""
         old = len(self._running)
+        logits = [self._forward(0, self._running, decode=True)] if old else []
         new = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.cache.slots - old))]
-        # Prompts of like length share a forward pass with little padding.
-        new.sort(key=lambda row: len(row.prompt))
-        self._running += new
-        logits = [self._forward(0, self._running[:old], decode=True)] if old else []
-        for first, count in _groups([len(row.prompt) for row in new]):
-            rows = new[first : first + count]
-            logits.append(self._forward(old + first, rows, decode=False))
+        for wave in self._waves(new):
+            first = len(self._running)
+            self._running += wave
+            for slot, row in enumerate(wave, start=first):
+                row.reused = self._claim(slot, row.prompt)
+            for start, count in _groups([len(row.prompt) - row.reused for row in wave]):
+                logits.append(self._forward(first + start, wave[start : start + count], decode=False))
+            for slot, row in enumerate(wave, start=first):
+                self._stored[slot] = row.prompt
         if not logits:
             return []
         requests = [row.request for row in self._running]
@@ -219,19 +242,63 @@ class Engine:
         self._finished += [piece.completion for piece in pieces if piece.completion is not None]
         return pieces
 
+    def _waves(self, new: list[_Running]) -> list[list[_Running]]:
+        """New rows in an order of computing: a prompt that begins like an earlier one waits until that is stored.
+
+        Of a group of samples the first computes the prompt, the others take it over. Within a wave, those with the
+        least left to compute come first, so that prompts of like length share a forward pass with little padding.
+        """
+        leaders: list[tuple[int, _Running]] = []
+        followers: list[_Running] = []
+        for row in sorted(new, key=lambda row: len(row.prompt)):
+            stored = max(_shared(row.prompt, tokens) for tokens in self._stored)
+            if any(_shared(row.prompt, leader.prompt) > stored for _, leader in leaders):
+                followers.append(row)
+            else:
+                leaders.append((len(row.prompt) - stored, row))
+        first = [row for _, row in sorted(leaders, key=lambda pair: pair[0])]
+        return [wave for wave in (first, followers) if wave]
+
+    def _claim(self, slot: int, prompt: list[int]) -> int:
+        """Make a free slot ready for a prompt; gives back how many of its tokens it holds already.
+
+        Where a request that has left holds the longest beginning of the prompt, its slot is taken over; where a
+        running one does, that is copied. Otherwise the slot that was left longest ago is given up.
+        """
+        shared = [_shared(prompt, tokens) for tokens in self._stored]
+        best = max(range(len(shared)), key=lambda i: shared[i])
+        oldest = min(range(slot, self.cache.slots), key=lambda i: self._left[i])
+        self._exchange(slot, best if shared[best] and best >= slot else oldest)
+        if shared[best] and best < slot:
+            self.cache.move(best, slot, shared[best])
+        self._stored[slot] = []
+        return shared[best]
+
+    def _exchange(self, one: int, other: int) -> None:
+        """Exchange all that two slots hold."""
+        length = max(len(self._stored[one]), len(self._stored[other]))
+        if one != other and length:
+            self.cache.swap(one, other, length)
+            stored, left = self._stored, self._left
+            stored[one], stored[other] = stored[other], stored[one]
+            left[one], left[other] = left[other], left[one]
+
     def _forward(self, first: int, rows: list[_Running], decode: bool) -> Float[Tensor, "batch vocab"]:
-        """Logits after the last token of each row: of that token alone (`decode`), or of the whole prompt."""
-        fed = [row.ids[-1:] if decode else row.prompt for row in rows]
+        """Logits after the last token of each row: of that token alone (`decode`), or of what is new of the prompt."""
+        fed = [row.ids[-1:] if decode else row.prompt[row.reused :] for row in rows]
         longest = max(len(ids) for ids in fed)
         # Padding goes behind the prompt, where nothing looks at it.
         padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in fed], device=self.device)
-        starts = torch.tensor([row.length - 1 if decode else 0 for row in rows], device=self.device)
+        starts = torch.tensor([row.length - 1 if decode else row.reused for row in rows], device=self.device)
         positions = starts.unsqueeze(1) + torch.arange(longest, device=self.device)
         self.cache.begin(first, positions, max(row.length for row in rows))
-        hidden = self.model.model(padded, positions, None, self.cache)
+        if self.packed is not None:
+            hidden = self.packed.forward(padded, positions, self.cache)
+        else:
+            hidden = self.model.model(padded, positions, None, self.cache)
         last = torch.tensor([len(ids) - 1 for ids in fed], device=self.device)
-        rows_index = torch.arange(len(rows), device=self.device)
-        return F.linear(hidden[rows_index, last], self.model.head_weight)
+        hidden = hidden[torch.arange(len(rows), device=self.device), last]
+        return self.packed.logits(hidden) if self.packed is not None else F.linear(hidden, self.model.head_weight)
 
     def _steer(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
         """Logits after the penalties and constraints of the rows that have any."""
@@ -268,14 +335,36 @@ class Engine:
         done = None
         if reason is not None:
             written = "".join(row.texts)
-            done = Completion(row.id, row.prompt, row.ids, row.logprobs, written, reason, row.top_logprobs)
+            done = Completion(row.id, row.prompt, row.ids, row.logprobs, written, reason, row.top_logprobs, row.reused)
         return Piece(row.id, text, done, [token], [logprob], tops)
 
     def _leave(self, slot: int) -> None:
-        last = self._running.pop()
-        if slot < len(self._running):
-            self._running[slot] = last
-            self.cache.move(len(self._running), slot, last.length)
+        """Free a slot: the last running row moves there, and what the slot held moves behind, for later prompts."""
+        last = len(self._running) - 1
+        # The token sampled last was never fed back, so it is not stored.
+        for i in {slot, last}:
+            self._stored[i] = (self._running[i].prompt + self._running[i].ids)[: self._running[i].length - 1]
+        self._left[slot] = next(self._clock)
+        self._exchange(slot, last)
+        self._running[slot] = self._running[last]
+        self._running.pop()
+        if self.packed is None and not self._running:
+            # The weights of a live model may change unseen.
+            self.forget()
+
+
+def _shared(prompt: list[int], stored: list[int]) -> int:
+    """How many tokens a prompt may take over: the last one must be computed, and a few are not worth it."""
+    high = min(len(prompt) - 1, len(stored))
+    if high < SHORTEST_PREFIX or prompt[:SHORTEST_PREFIX] != stored[:SHORTEST_PREFIX]:
+        return 0
+    if prompt[:high] == stored[:high]:
+        return high
+    low = SHORTEST_PREFIX
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if prompt[low:middle] == stored[low:middle] else (low, middle)
+    return low
 
 
 def _rows(drawn: Drawn) -> Iterator[tuple[int, float, TopLogprobs]]:
@@ -286,18 +375,9 @@ def _rows(drawn: Drawn) -> Iterator[tuple[int, float, TopLogprobs]]:
 
 
 def _groups(lengths: list[int]) -> Iterator[tuple[int, int]]:
-    """(first, count) of neighbouring prompts, given in ascending length, that fit one forward pass."""
+    """(first, count) of neighbouring prompts, of these lengths, that fit one forward pass."""
     first = 0
     for i in range(1, len(lengths) + 1):
-        if i == len(lengths) or (i + 1 - first) * lengths[i] > PREFILL_TOKENS:
+        if i == len(lengths) or (i + 1 - first) * max(lengths[first : i + 1]) > PREFILL_TOKENS:
             yield first, i - first
             first = i
-
-
-def _cast_copy(model: CausalLM, dtype: torch.dtype) -> CausalLM:
-    # Parameters only: the rotary frequencies must stay fp32, or far positions lose their angle.
-    shadow = copy.deepcopy(model)
-    for parameter in shadow.parameters():
-        parameter.requires_grad_(False)
-        parameter.data = parameter.data.to(dtype)
-    return shadow.eval()

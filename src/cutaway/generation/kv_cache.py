@@ -1,7 +1,7 @@
 """Keys and values of the tokens seen so far, kept so that each new token costs one forward pass of itself alone."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.errors import UserError
@@ -12,15 +12,16 @@ FIRST_LENGTH = 256
 
 
 class KVCache:
-    """One preallocated tensor each for keys and values, `[layers, slots, kv_heads, length, head_dim]`.
+    """One preallocated tensor for keys and values, `[layers, slots, length, 2 x kv_heads, head_dim]`.
 
-    A slot holds one sequence; position p of the sequence is index p of the slot. A forward pass concerns a run of
-    neighbouring slots, named by `begin`, so attention reads a view of the tensor and nothing is gathered. What lies
-    behind the position of a token is never looked at and is overwritten when the sequence gets there, so a freed slot
-    needs no clearing and padding may be written. Satisfies `model.attention.Cache`.
+    A slot holds one sequence; position p of the sequence is index p of the slot, its keys and values side by side, so
+    that a token is stored in one step. A forward pass concerns a run of neighbouring slots, named by `begin`, so
+    attention reads a view of the tensor and nothing is gathered. What lies behind the position of a token is never
+    looked at and is overwritten when the sequence gets there, so a freed slot needs no clearing and padding may be
+    written. Satisfies `model.attention.Cache`.
     """
 
-    mask: Bool[Tensor, "batch 1 seq length"]
+    mask: Float[Tensor, "batch 1 seq length"]
 
     def __init__(
         self,
@@ -34,23 +35,32 @@ class KVCache:
         if slots < 1 or max_length < 1:
             raise UserError(f"a cache of {slots} slots of {max_length} tokens: both must be at least 1")
         self.config, self.slots, self.max_length = config, slots, max_length
-        shape = self._shape(slots, min(max_length, FIRST_LENGTH))
+        self.kv_heads = config.num_key_value_heads
         # Zeros, because a masked position counts 0 x value, and 0 x NaN of unset memory would be NaN.
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.store = torch.zeros(self._shape(slots, min(max_length, FIRST_LENGTH)), dtype=dtype, device=device)
 
     def _shape(self, slots: int, length: int) -> tuple[int, int, int, int, int]:
         config = self.config
-        return (config.num_hidden_layers, slots, config.num_key_value_heads, length, config.head_dim)
+        return (config.num_hidden_layers, slots, length, 2 * self.kv_heads, config.head_dim)
+
+    @property
+    def keys(self) -> Float[Tensor, "layers slots kv length head_dim"]:
+        """All keys, a view."""
+        return self.store[:, :, :, : self.kv_heads].transpose(2, 3)
+
+    @property
+    def values(self) -> Float[Tensor, "layers slots kv length head_dim"]:
+        """All values, a view."""
+        return self.store[:, :, :, self.kv_heads :].transpose(2, 3)
 
     @property
     def length(self) -> int:
         """Positions that a slot has room for now."""
-        return self.keys.shape[3]
+        return self.store.shape[2]
 
     def num_bytes(self, length: int | None = None) -> int:
         """2 x layers x slots x kv_heads x length x head_dim x bytes of a number; `length` is the one allocated now."""
-        size = 2 * self.keys.element_size()
+        size = self.store.element_size()
         for extent in self._shape(self.slots, length or self.length):
             size *= extent
         return size
@@ -62,11 +72,9 @@ class KVCache:
         if length <= self.length:
             return
         old, room = self.length, min(self.max_length, max(length, 2 * self.length))
-        for name in ("keys", "values"):
-            before: Tensor = getattr(self, name)
-            grown = before.new_zeros(self._shape(self.slots, room))
-            grown[:, :, :, :old] = before
-            setattr(self, name, grown)
+        grown = self.store.new_zeros(self._shape(self.slots, room))
+        grown[:, :, :old] = self.store
+        self.store = grown
 
     def begin(self, first: int, positions: Int[Tensor, "batch seq"], length: int) -> None:
         """Announce a forward pass: row i of the batch is slot `first + i`, its tokens are at `positions`.
@@ -74,23 +82,38 @@ class KVCache:
         `length` is the largest position plus one, known to the caller without asking the device.
         """
         self.reserve(length)
-        self._first, self._positions, self._length = first, positions, length
-        self._rows = torch.arange(first, first + positions.shape[0], device=positions.device).unsqueeze(1)
+        self._first, self._last, self._length = first, first + positions.shape[0], length
+        rows = torch.arange(self._first, self._last, device=positions.device).unsqueeze(1)
+        self._places = (rows * self.length + positions).flatten()
         seen = torch.arange(length, device=positions.device)
-        self.mask = (seen <= positions.unsqueeze(-1)).unsqueeze(1)
+        hidden = (seen > positions.unsqueeze(-1)).unsqueeze(1)
+        # Added to the scores: a boolean mask would be turned into this again by every layer.
+        self.mask = torch.zeros(hidden.shape, dtype=self.store.dtype, device=hidden.device)
+        self.mask.masked_fill_(hidden, -torch.inf)
+
+    def write(self, layer: int, keys_values: Float[Tensor, "batch seq two_kv head_dim"]) -> None:
+        """Store the new tokens of a layer at the announced places: their keys, then their values."""
+        self.store[layer].flatten(0, 1).index_copy_(0, self._places, keys_values.flatten(0, 1).to(self.store.dtype))
+
+    def read(
+        self, layer: int
+    ) -> tuple[Float[Tensor, "batch kv length head_dim"], Float[Tensor, "batch kv length head_dim"]]:
+        """Keys and values of the announced slots up to the announced length."""
+        both = self.store[layer, self._first : self._last, : self._length].transpose(1, 2)
+        return both[:, : self.kv_heads], both[:, self.kv_heads :]
 
     def update(
         self, layer: int, k: Float[Tensor, "batch kv seq head_dim"], v: Float[Tensor, "batch kv seq head_dim"]
     ) -> tuple[Float[Tensor, "batch kv length head_dim"], Float[Tensor, "batch kv length head_dim"]]:
-        """Store a layer's new keys and values at the announced places; give back all up to the announced length."""
-        last = self._first + k.shape[0]
-        found = []
-        for store, new in ((self.keys[layer], k), (self.values[layer], v)):
-            store[self._rows, :, self._positions] = new.transpose(1, 2).to(store.dtype)
-            found.append(store[self._first : last, :, : self._length].to(new.dtype))
-        return found[0], found[1]
+        """`write`, then `read` in the dtype of what was written."""
+        self.write(layer, torch.cat((k, v), dim=1).transpose(1, 2))
+        keys, values = self.read(layer)
+        return keys.to(k.dtype), values.to(v.dtype)
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of one slot over another, so that the slots in use stay neighbours."""
-        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
-        self.values[:, target, :, :length] = self.values[:, source, :, :length]
+        """Copy the first `length` positions of one slot over another."""
+        self.store[:, target, :length] = self.store[:, source, :length]
+
+    def swap(self, one: int, other: int, length: int) -> None:
+        """Exchange the first `length` positions of two slots."""
+        self.store[:, [one, other], :length] = self.store[:, [other, one], :length]
