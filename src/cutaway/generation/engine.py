@@ -138,7 +138,7 @@ class Engine:
         `frozen` says that the weights change only before a `refresh`, which allows the faster copy in any dtype.
         """
         weight = model.head_weight
-        self.model, self.tokenizer, self.dtype = model, tokenizer, dtype or weight.dtype
+        self.source, self.tokenizer, self.dtype = model, tokenizer, dtype or weight.dtype
         copied = frozen or self.dtype != weight.dtype
         self.packed = PackedDecoder(model, self.dtype) if copied else None
         self.device = weight.device
@@ -158,7 +158,7 @@ class Engine:
     def refresh(self) -> None:
         """Take over the present weights of the model, where the engine works on a copy."""
         if self.packed is not None:
-            self.packed.load(self.model)
+            self.packed.load(self.source)
         self.forget()
 
     def forget(self) -> None:
@@ -182,14 +182,14 @@ class Engine:
             )
         if request.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {request.max_new_tokens}, must be at least 1")
-        if min(prompt) < 0 or max(prompt) >= self.model.config.vocab_size:
-            raise UserError(f"the prompt holds ids outside the model's vocabulary of {self.model.config.vocab_size}")
+        if min(prompt) < 0 or max(prompt) >= self.source.config.vocab_size:
+            raise UserError(f"the prompt holds ids outside the model's vocabulary of {self.source.config.vocab_size}")
         if request.top_logprobs < 0:
             raise UserError(f"top_logprobs is {request.top_logprobs}, must be 0 (none) or more")
         ends = self.stop_ids if request.stop_ids is None else frozenset(request.stop_ids)
         seen = counts = None
         if request.penalises:
-            counts = torch.zeros(self.model.config.vocab_size, device=self.device)
+            counts = torch.zeros(self.source.config.vocab_size, device=self.device)
             seen = torch.zeros_like(counts, dtype=torch.bool)
             seen[torch.tensor(prompt, device=self.device)] = True
         constraint = request.constraint() if request.constraint is not None else None
@@ -295,10 +295,10 @@ class Engine:
         if self.packed is not None:
             hidden = self.packed.forward(padded, positions, self.cache)
         else:
-            hidden = self.model.model(padded, positions, None, self.cache)
+            hidden = self.source.model(padded, positions, None, self.cache)
         last = torch.tensor([len(ids) - 1 for ids in fed], device=self.device)
         hidden = hidden[torch.arange(len(rows), device=self.device), last]
-        return self.packed.logits(hidden) if self.packed is not None else F.linear(hidden, self.model.head_weight)
+        return self.packed.logits(hidden) if self.packed is not None else F.linear(hidden, self.source.head_weight)
 
     def _steer(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
         """Logits after the penalties and constraints of the rows that have any."""
