@@ -8,6 +8,7 @@ PIP_FLAGS ?= --disable-pip-version-check --quiet
 VENV := .venv
 BIN := $(VENV)/bin
 SETTINGS := pyproject.toml constraints.txt
+OPENAI_NODE := openai@6.49.0
 LLAMA_CPP := node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
 
 .PHONY: help install outside quickstart test test-fast test-slow lint format docs bench clean
@@ -43,8 +44,9 @@ $(VENV)/oracle.stamp: $(SETTINGS) | $(BIN)/python
 	.venv457/bin/python -m pip install $(PIP_FLAGS) -r constraints-457.txt
 	@touch $@
 
-# The real llama.cpp, prebuilt, and Go for Ollama's templates; without npm or apt the tests that need them are skipped.
-outside: .llama_cpp/stamp .llama_cpp/go.stamp
+# The real llama.cpp, prebuilt, Go for Ollama's templates, and real clients of the server; without npm or apt the tests
+# that need them are skipped.
+outside: .llama_cpp/stamp .llama_cpp/go.stamp .clients/node.stamp .clients/litellm.stamp
 
 .llama_cpp/stamp:
 	mkdir -p .llama_cpp
@@ -54,6 +56,17 @@ outside: .llama_cpp/stamp .llama_cpp/go.stamp
 .llama_cpp/go.stamp:
 	command -v go >/dev/null || { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends golang-go; }
 	@mkdir -p .llama_cpp && touch $@
+
+.clients/node.stamp:
+	mkdir -p .clients
+	npm install --prefix .clients --ignore-scripts --no-audit --no-fund --silent $(OPENAI_NODE)
+	@touch $@
+
+# An environment of its own: litellm says itself which openai it takes.
+.clients/litellm.stamp: constraints-litellm.txt
+	$(PYTHON) -m venv .clients/litellm
+	.clients/litellm/bin/python -m pip install $(PIP_FLAGS) -r constraints-litellm.txt
+	@touch $@
 
 quickstart: $(VENV)/run.stamp
 	$(BIN)/cutaway quickstart --out $(OUT) $(if $(MINUTES),--budget-minutes $(MINUTES))

@@ -29,8 +29,10 @@ class ServeFlags:
     """Requests must bear this key; default: the environment's CUTAWAY_API_KEY, which other users cannot see."""
     name: str | None = None
     """Name of the model in the API; default: the name of the directory."""
+    adapter: tuple[str, ...] = ()
+    """Adapters on the model, as NAME=DIR: each is a model of its own in the API, and all share the base's weights."""
     slots: int = 16
-    """Requests that run at a time."""
+    """Requests that run at a time, of each model."""
     max_waiting: int = 128
     """Requests that may wait for a slot; more get 429."""
     max_new_tokens: int = 512
@@ -63,8 +65,14 @@ def main(argv: Sequence[str]) -> int:
     dtype = torch.bfloat16 if flags.bf16 else None
     folder = Path(flags.run)
     name = flags.name or folder.resolve().name
-    served = load_served(
-        folder, name, pick_device(), slots=flags.slots, max_new_tokens=flags.max_new_tokens, dtype=dtype
+    models = load_served(
+        folder,
+        name,
+        pick_device(),
+        slots=flags.slots,
+        max_new_tokens=flags.max_new_tokens,
+        dtype=dtype,
+        adapters=_adapters(flags.adapter),
     )
     key = flags.api_key or os.environ.get("CUTAWAY_API_KEY")
     local = flags.host in ("127.0.0.1", "localhost", "::1")
@@ -77,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         max_waiting=flags.max_waiting,
         max_body=int(flags.max_body_mb * 1e6),
     )
-    serve(make_app(Models([served]), settings), flags.host, flags.port, flags.grace_seconds)
+    serve(make_app(Models(models), settings), flags.host, flags.port, flags.grace_seconds)
     return 0
 
 
@@ -93,3 +101,14 @@ def _check(flags: ServeFlags) -> None:
             raise UserError(f"cutaway serve: --{name.replace('_', '-')} must be from {low} to {high}")
     if not 0 < flags.max_body_mb <= 1000:
         raise UserError("cutaway serve: --max-body-mb must be above 0 and at most 1000")
+
+
+def _adapters(given: Sequence[str]) -> dict[str, Path]:
+    """Directories by name. UserError for what is not NAME=DIR, and for a name given twice."""
+    found: dict[str, Path] = {}
+    for item in given:
+        name, equals, directory = item.partition("=")
+        if not (name and equals and directory) or name in found:
+            raise UserError(f"cutaway serve: --adapter is {item!r}, must be NAME=DIR with a name of its own")
+        found[name] = Path(directory)
+    return found

@@ -1,7 +1,7 @@
 """The models that a server offers, each by a name."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from cutaway.generation.conversation import knows_chat
 from cutaway.generation.defaults import MAX_NEW_TOKENS, load_sampling
 from cutaway.generation.engine import Engine
 from cutaway.generation.sampling import Sampling
-from cutaway.model.weights import load_model
+from cutaway.model.transformer import CausalLM
+from cutaway.model.weights import is_adapter, load_adapted, load_model
 from cutaway.serving.errors import ApiError
 from cutaway.tokenization.tokenizer import Tokenizer
 
@@ -74,7 +75,7 @@ class Models:
         if not models or len(self._models) < len(models):
             raise UserError("a server needs at least one model, and every model a name of its own")
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
 
     @property
@@ -95,9 +96,40 @@ class Models:
 
 
 def load_served(
-    directory: Path, name: str, device: torch.device, *, slots: int, max_new_tokens: int, dtype: torch.dtype | None
-) -> ServedModel:
-    """A model directory with an engine of `slots` slots. UserError where it cannot be read."""
+    directory: Path,
+    name: str,
+    device: torch.device,
+    *,
+    slots: int,
+    max_new_tokens: int,
+    dtype: torch.dtype | None = None,
+    adapters: Mapping[str, Path] | None = None,
+) -> list[ServedModel]:
+    """A model directory and `adapters` on it, by name, each with an engine of `slots` slots.
+
+    All share the memory of the base's weights. UserError where a directory cannot be read or does not fit the base.
+    """
     model, tokenizer = load_model(directory, device).eval(), Tokenizer.load(directory)
-    engine = Engine(model, tokenizer, slots=slots, dtype=dtype)
-    return ServedModel(name, engine, knows_chat(directory, tokenizer), load_sampling(directory), max_new_tokens)
+
+    def served(own: CausalLM, name: str, folder: Path, parent: str | None) -> ServedModel:
+        engine = Engine(own, tokenizer, slots=slots, dtype=dtype)
+        chat, sampling = knows_chat(folder, tokenizer), load_sampling(folder)
+        return ServedModel(name, engine, chat, sampling, max_new_tokens, parent)
+
+    base = served(model, name, directory, None)
+    models = [base]
+    for adapter, folder in (adapters or {}).items():
+        if not is_adapter(folder):
+            raise UserError(f"{folder}: no adapter_config.json there (an adapter directory is needed)")
+        adapted = load_adapted(folder, str(directory)).to(device).eval()
+        models.append(served(adapted, adapter, folder, name))
+        _share(base.engine.model, models[-1].engine.model)
+    return models
+
+
+def _share(base: CausalLM, adapted: CausalLM) -> None:
+    """Let the frozen weights of an adapted model be those of the base: one copy in memory."""
+    weights = dict(base.named_parameters())
+    for name, parameter in adapted.named_parameters():
+        if name in weights:
+            parameter.data = weights[name].data
