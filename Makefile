@@ -44,9 +44,9 @@ $(VENV)/oracle.stamp: $(SETTINGS) | $(BIN)/python
 	.venv457/bin/python -m pip install $(PIP_FLAGS) -r constraints-457.txt
 	@touch $@
 
-# The real llama.cpp, prebuilt, Go for Ollama's templates, and real clients of the server; without npm or apt the tests
+# The real llama.cpp, prebuilt, Go for Ollama's templates, real clients of the server, and a browser for its page; without npm or apt the tests
 # that need them are skipped.
-outside: .llama_cpp/stamp .llama_cpp/go.stamp .clients/node.stamp .clients/litellm.stamp
+outside: .llama_cpp/stamp .llama_cpp/go.stamp .clients/node.stamp .clients/litellm.stamp .clients/browser.stamp
 
 .llama_cpp/stamp:
 	mkdir -p .llama_cpp
@@ -67,6 +67,10 @@ outside: .llama_cpp/stamp .llama_cpp/go.stamp .clients/node.stamp .clients/litel
 	$(PYTHON) -m venv .clients/litellm
 	.clients/litellm/bin/python -m pip install $(PIP_FLAGS) -r constraints-litellm.txt
 	@touch $@
+
+.clients/browser.stamp:
+	test -x /usr/bin/chromium || { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-noto-cjk; }
+	@mkdir -p .clients && touch $@
 
 quickstart: $(VENV)/run.stamp
 	$(BIN)/cutaway quickstart --out $(OUT) $(if $(MINUTES),--budget-minutes $(MINUTES))

@@ -15,15 +15,16 @@ from mkdocs.structure.files import File
 from mkdocs.utils import get_relative_url
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "cutaway"
-LINK = re.compile(r"\[([^\]]*)\]\((?:\.\./)*src/cutaway/([\w/]+\.(?:py|toml))(?:#([\w.]+))?\)")
+LINK = re.compile(r"\[([^\]]*)\]\((?:\.\./)*src/cutaway/([\w/]+\.(?:py|toml|js|html))(?:#([\w.]+))?\)")
 FENCE = "`" * 6
 
 
 def on_files(files: Any, *, config: Any) -> Any:
     """Add a page for every source file."""
-    for path in sorted([*SOURCE.rglob("*.py"), *SOURCE.rglob("*.toml")]):
+    page = SOURCE / "serving" / "page"
+    for path in sorted([*SOURCE.rglob("*.py"), *SOURCE.rglob("*.toml"), *page.glob("*.js"), *page.glob("*.html")]):
         name = path.relative_to(SOURCE).as_posix()
-        language = "python" if path.suffix == ".py" else "toml"
+        language = {".py": "python", ".js": "javascript"}.get(path.suffix, path.suffix[1:])
         text = path.read_text(encoding="utf-8").rstrip()
         body = f'---\nsearch:\n  exclude: true\n---\n# {name}\n\n{FENCE}{language} linenums="1"\n{text}\n{FENCE}\n'
         files.append(File.generated(config, f"code/{name}.md", content=body))
