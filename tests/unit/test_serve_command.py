@@ -50,9 +50,9 @@ def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 def test_adapters_are_models_on_one_base(base: Path, adapters: dict[str, Path]) -> None:
     models = load_served(base, "base", torch.device("cpu"), slots=2, max_new_tokens=6, adapters=adapters)
-    pointers = {p.data_ptr() for p in models[0].engine.model.parameters()}
+    pointers = {p.data_ptr() for p in models[0].engine.source.parameters()}
     for model in models[1:]:
-        shared = [p for name, p in model.engine.model.named_parameters() if ".lora_" not in name]
+        shared = [p for name, p in model.engine.source.named_parameters() if ".lora_" not in name]
         assert shared and {p.data_ptr() for p in shared} == pointers
     ids = render([{"role": "user", "content": "hi"}], tiny_tokenizer(), add_generation_prompt=True).ids
     said = set()
@@ -74,9 +74,9 @@ GREEDY = Sampling(temperature=0.0)
 def test_in_bfloat16_the_weights_are_shared_too(base: Path, adapters: dict[str, Path]) -> None:
     kind = torch.bfloat16
     models = load_served(base, "base", torch.device("cpu"), slots=1, max_new_tokens=4, dtype=kind, adapters=adapters)
-    pointers = {p.data_ptr() for p in models[0].engine.model.parameters()}
+    pointers = {p.data_ptr() for p in models[0].engine.source.parameters()}
     for model in models[1:]:
-        own = [p for name, p in model.engine.model.named_parameters() if ".lora_" not in name]
+        own = [p for name, p in model.engine.source.named_parameters() if ".lora_" not in name]
         assert all(p.dtype == kind and p.data_ptr() in pointers for p in own)
 
 

@@ -107,24 +107,34 @@ def load_served(
 ) -> list[ServedModel]:
     """A model directory and `adapters` on it, by name, each with an engine of `slots` slots.
 
-    All share the memory of the base's weights. UserError where a directory cannot be read or does not fit the base.
+    With adapters all share the memory of the base's weights; without, the engine works on its faster copy. UserError
+    where a directory cannot be read or does not fit the base.
     """
     model, tokenizer = load_model(directory, device).eval(), Tokenizer.load(directory)
 
     def served(own: CausalLM, name: str, folder: Path, parent: str | None) -> ServedModel:
-        engine = Engine(own, tokenizer, slots=slots, dtype=dtype)
+        engine = Engine(own, tokenizer, slots=slots, dtype=None if adapters else dtype, frozen=not adapters)
         chat, sampling = knows_chat(folder, tokenizer), load_sampling(folder)
         return ServedModel(name, engine, chat, sampling, max_new_tokens, parent)
 
-    base = served(model, name, directory, None)
-    models = [base]
+    if adapters and dtype is not None:
+        _cast(model, dtype)
+    models = [served(model, name, directory, None)]
     for adapter, folder in (adapters or {}).items():
         if not is_adapter(folder):
             raise UserError(f"{folder}: no adapter_config.json there (an adapter directory is needed)")
         adapted = load_adapted(folder, str(directory)).to(device).eval()
+        if dtype is not None:
+            _cast(adapted, dtype)
+        _share(model, adapted)
         models.append(served(adapted, adapter, folder, name))
-        _share(base.engine.model, models[-1].engine.model)
     return models
+
+
+def _cast(model: CausalLM, dtype: torch.dtype) -> None:
+    # Parameters only: the rotary frequencies must stay fp32, or far positions lose their angle.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _share(base: CausalLM, adapted: CausalLM) -> None:

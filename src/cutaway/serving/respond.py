@@ -39,20 +39,25 @@ class Usage:
     n: int
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
     reasoning_tokens: int = 0
 
     def add(self, number: int, completion: Completion) -> None:
         """Count what request `number` of the ticket has used."""
         if number % self.n == 0:
             self.prompt_tokens += len(completion.prompt_ids)
+            self.cached_tokens += completion.reused
         self.completion_tokens += len(completion.ids)
 
     def to_dict(self) -> dict[str, Any]:
         """As OpenAI's API has it."""
         total = self.prompt_tokens + self.completion_tokens
         usage: dict[str, Any] = {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
-        details = {"reasoning_tokens": self.reasoning_tokens}
-        return usage | {"total_tokens": total, "completion_tokens_details": details}
+        details = {
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+        }
+        return usage | {"total_tokens": total} | details
 
 
 @dataclass
