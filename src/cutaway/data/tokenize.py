@@ -23,6 +23,7 @@ from cutaway.data.records import BadRecordError, parse_record
 from cutaway.data.scripts import ScriptMix, convert_conversation, convert_document
 from cutaway.errors import UserError
 from cutaway.tokenization.chat import render_to_fit
+from cutaway.tokenization.foreign import foreign_to_fit
 from cutaway.tokenization.tokenizer import Tokenizer
 
 CHUNK_BYTES = 2**20
@@ -62,16 +63,20 @@ class Chunk:
 
 def encode_chunk(encoding: Encoding, records: list[RawRecord]) -> Chunk:
     """Validate, convert and tokenise records. A bad one is reported as (line, reason) in `bad`."""
-    values, bad = [], []
+    values, lines, bad = [], [], []
     for record in records:
         try:
             if record.reason:
                 raise BadRecordError(record.reason)
             values.append(parse_record(record.raw, encoding.kind))
+            lines.append(record.line)
         except BadRecordError as error:
             bad.append((record.line, str(error)))
-    chunk = _encode_texts(encoding, values) if encoding.kind == "pretrain" else _encode_conversations(encoding, values)
-    chunk.bad = bad
+    if encoding.kind == "pretrain":
+        chunk = _encode_texts(encoding, values)
+    else:
+        chunk = _encode_conversations(encoding, values, lines)
+    chunk.bad = sorted(bad + chunk.bad)
     return chunk
 
 
@@ -90,19 +95,26 @@ def _encode_texts(encoding: Encoding, values: list[dict[str, Any]]) -> Chunk:
     )
 
 
-def _encode_conversations(encoding: Encoding, values: list[dict[str, Any]]) -> Chunk:
+def _encode_conversations(encoding: Encoding, values: list[dict[str, Any]], lines: list[int]) -> Chunk:
+    """By the tokenizer's own chat format; a conversation that a foreign template cannot render is a bad record."""
     ids: list[list[int]] = []
     masks: list[list[bool]] = []
     hashes: list[int] = []
+    bad: list[tuple[int, str]] = []
     cut = dropped = 0
-    end = encoding.tokenizer.im_end_id
-    for value in values:
+    fit = render_to_fit if encoding.tokenizer.is_native else foreign_to_fit
+    for value, line in zip(values, lines, strict=True):
         turns = convert_conversation(value["conversations"], encoding.scripts, encoding.seed)
-        rendered = render_to_fit(turns, encoding.tokenizer, encoding.max_tokens or sys.maxsize)
+        try:
+            rendered = fit(turns, encoding.tokenizer, encoding.max_tokens or sys.maxsize)
+        except UserError as error:
+            bad.append((line, str(error)))
+            continue
         if rendered is None:
             dropped += 1
             continue
-        answers = sum(on and token == end for token, on in zip(rendered.ids, rendered.mask, strict=True))
+        # Answers end where a stretch of trained tokens does: headers, which are not trained, lie between.
+        answers = sum(on and not after for on, after in zip(rendered.mask, [*rendered.mask[1:], False], strict=True))
         cut += answers < sum(turn["role"] == "assistant" for turn in turns)
         ids.append(rendered.ids)
         masks.append(rendered.mask)
@@ -119,6 +131,7 @@ def _encode_conversations(encoding: Encoding, values: list[dict[str, Any]]) -> C
         num_bytes=np.add.reduceat(token_bytes, starts).astype(np.uint32) if ids else np.zeros(0, np.uint32),
         num_trained=np.add.reduceat(trained, starts, dtype=np.uint32) if ids else np.zeros(0, np.uint32),
         hashes=np.array(hashes, dtype=np.uint64),
+        bad=bad,
         cut=cut,
         dropped=dropped,
     )

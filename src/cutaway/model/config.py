@@ -197,7 +197,8 @@ _USED = _REQUIRED | {
     *("model_type", "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta"),
     *("rope_scaling", "rope_parameters", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"),
     *("hidden_act", "attention_bias", "mlp_bias", "use_sliding_window", "sliding_window", "layer_types"),
-    *("partial_rotary_factor", "quantization_config", "decoder_sparse_step", "mlp_only_layers", *_EXPERTS),
+    *("partial_rotary_factor", "rope_interleaved", "quantization_config", *_EXPERTS),
+    *("decoder_sparse_step", "mlp_only_layers"),
 }
 _HARMLESS = {
     *("architectures", "torch_dtype", "dtype", "transformers_version", "use_cache", "initializer_range"),
@@ -209,6 +210,8 @@ _HARMLESS = {
         "return_dict",
         "output_attentions",
         "auto_map",
+        "is_llama_config",
+        "transformers.js_config",
     ),
     *(
         "_name_or_path",
@@ -273,6 +276,7 @@ def _refuse_unsupported(config: dict[str, Any], where: str) -> None:
         "sliding_window": bool(windowed) and config.get("sliding_window") is not None,
         "layer_types": any(kind != "full_attention" for kind in config.get("layer_types") or ()),
         "partial_rotary_factor": (config.get("partial_rotary_factor") or 1.0) != 1.0,
+        "rope_interleaved": bool(config.get("rope_interleaved")),
         "attention_dropout": bool(config.get("attention_dropout")),
         "quantization_config": config.get("quantization_config") is not None,
     }

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 from cutaway.errors import UserError
+from cutaway.generation.conversation import answer_prompt
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import load_model
 from cutaway.recipe import Recipe, RunSettings, TrainSettings
 from cutaway.stages import supervised
 from cutaway.stages.pretrain import model_settings
-from cutaway.tokenization.chat import render
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.distributed import start_ranks, stop_ranks
 
@@ -44,17 +44,14 @@ def fine_tune(
     ranks = start_ranks()
     try:
         tokenizer = Tokenizer.load(run.init)
-        if not tokenizer.is_native:
-            raise UserError(f"{run.init}: its chat format is not the one trained here; use a tokenizer made by cutaway")
+        if tokenizer.chat_template is None:
+            raise UserError(f"{run.init}: its tokenizer has no chat template to write conversations by")
         model = load_model(run.init)
         change(model)
         recipe = dataclasses.replace(recipe, model=model_settings(recipe, model.config))
         data = supervised.read_data("sft", settings, run, tokenizer, ranks)
         material = supervised.Material("sft", model, tokenizer, *data, stage=stage)
-        prompts = {
-            question: render([{"role": "user", "content": question}], tokenizer, add_generation_prompt=True).ids
-            for question in QUESTIONS
-        }
+        prompts = {text: answer_prompt([{"role": "user", "content": text}], tokenizer) for text in QUESTIONS}
         return supervised.train(
             material,
             settings,

@@ -107,6 +107,20 @@ class Tokenizer:
         ids: list[int] = self._full.encode(well_formed(text), add_special_tokens=False).ids
         return ids
 
+    def encode_pieces(self, pieces: Sequence[tuple[str, bool]]) -> tuple[list[int], list[bool]]:
+        """Ids of a template's text given in pieces, and each piece's flag for its ids.
+
+        The pieces of a byte-level vocabulary are encoded one by one, as a prompt and its answer are. A vocabulary that
+        writes something in front of every text (SentencePiece's blank) must see the text as a whole; there an id has
+        the flag of the character that it begins with.
+        """
+        if self._byte_level:
+            parts = [(self.encode_markup(text), flag) for text, flag in pieces]
+            return [index for ids, _ in parts for index in ids], [flag for ids, flag in parts for _ in ids]
+        encoding = self._full.encode(well_formed("".join(text for text, _ in pieces)), add_special_tokens=False)
+        flags = [flag for text, flag in pieces for _ in well_formed(text)]
+        return encoding.ids, [flags[min(start, len(flags) - 1)] for start, _ in encoding.offsets]
+
     def decode(self, ids: Iterable[int], skip_control: bool = False) -> str:
         """Text of `ids`; broken UTF-8 shows as U+FFFD.
 
