@@ -34,14 +34,14 @@ class Live:
     app: FastAPI
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=60, **options)
+        return httpx.post(self.url + path, json=body, timeout=120, **options)
 
     def chat(self, text: str = "hi", **fields: Any) -> httpx.Response:
         return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **fields})
 
     def events(self, path: str, body: dict[str, Any]) -> list[Any]:
         """The events of a stream, which must end as streams do."""
-        with httpx.stream("POST", self.url + path, json=body | {"stream": True}, timeout=60) as response:
+        with httpx.stream("POST", self.url + path, json=body | {"stream": True}, timeout=120) as response:
             assert response.status_code == 200 and response.headers["content-type"].startswith("text/event-stream")
             lines = [line for line in response.iter_lines() if line]
         assert all(line.startswith("data: ") for line in lines) and lines[-1] == "data: [DONE]"
@@ -62,7 +62,7 @@ class Live:
 def live(app: FastAPI) -> Iterator[Live]:
     """Serve `app` on a free port of this machine."""
     listener = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=30))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     wait_until(lambda: server.started)
@@ -70,11 +70,11 @@ def live(app: FastAPI) -> Iterator[Live]:
         yield Live(f"http://127.0.0.1:{listener.getsockname()[1]}", app)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive() and not app.state.thread.alive
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 90.0) -> None:
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "it did not happen"

@@ -26,6 +26,7 @@ GOOD: dict[str, dict[str, Any]] = {
 }
 NO_VALUE = {"what": ["is", {"this": None}]}
 """Fits no field but one that takes any object."""
+NO_OBJECTS = (b"", b"{", b"[]", b"null", b"3", b'"x"', b"\xff\xfe\x00", b"{" * 9000, b'{"a": NaN}', b"\x00" * 99)
 
 
 @pytest.fixture(scope="module")
