@@ -50,7 +50,7 @@ def random_run(folder: Path, recipe: str) -> Path:
     from cutaway.tokenization.train import train_tokenizer
     from cutaway.training.derive import derive_model
 
-    tokenizer = train_tokenizer([" ".join(WORDS)] * 50, TokenizerSettings(vocab_size=400))
+    tokenizer = train_tokenizer([" ".join(WORDS)] * 50, TokenizerSettings(vocab_size=320))
     ids = (tokenizer.im_end_id, tokenizer.eos_id)
     config, _ = derive_model(load_recipe(recipe).model, tokenizer.vocab_size, 512, ids)
     model = CausalLM(config)

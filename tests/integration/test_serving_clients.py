@@ -144,8 +144,9 @@ def test_langchain_chat_stream_tools_and_structure(server: Live) -> None:
     assert whole is not None and whole.tool_calls[0]["args"] == {"a": 2, "b": 3}
     scored = model.bind(logprobs=True, top_logprobs=2).invoke(GREETING)
     assert len(scored.response_metadata["logprobs"]["content"]) > 3
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
     form = model.with_structured_output(
-        {"title": "x", "type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]},
+        schema | {"title": "x", "additionalProperties": False},
         method="json_schema",
     )
     assert list(form.invoke(GREETING)) == ["ok"]

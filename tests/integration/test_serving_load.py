@@ -26,6 +26,7 @@ GOOD: dict[str, dict[str, Any]] = {
 }
 NO_VALUE = {"what": ["is", {"this": None}]}
 """Fits no field but one that takes any object."""
+TEXTS = ("model", "user", "prompt", "stop", "suffix", "safety_identifier", "prompt_cache_key")
 NO_OBJECTS = (b"", b"{", b"[]", b"null", b"3", b'"x"', b"\xff\xfe\x00", b"{" * 9000, b'{"a": NaN}', b"\x00" * 99)
 
 
@@ -41,10 +42,7 @@ def bad_bodies() -> Iterator[tuple[str, bytes]]:
     """A wrong value for every field, an unknown field, and what is no JSON object at all."""
     for path, kind in (("/v1/chat/completions", ChatRequest), ("/v1/completions", CompletionRequest)):
         for name in kind.model_fields:
-            wrong: list[Any] = [NO_VALUE, [[[]]], "\u0000" if name not in ("model", "user", "prompt") else 7]
-            if name in ("safety_identifier", "prompt_cache_key", "suffix"):
-                wrong[2] = 7
-            for value in wrong:
+            for value in (NO_VALUE, [[[]]], 7 if name in TEXTS else "\u0000"):
                 yield path, json.dumps(GOOD[path] | {name: value}).encode()
         yield path, json.dumps(GOOD[path] | {"nonsense": 1}).encode()
     for path in GOOD:

@@ -26,14 +26,20 @@ class ContentPart(Strict):
     text: str | None = None
 
 
-class FunctionCall(Strict):
+class Echoed(Strict):
+    """Part of a turn that may have come from here or from another server: keys that are unknown are dropped."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class FunctionCall(Echoed):
     """A call that the assistant made: the arguments are the text of a JSON object, or the object."""
 
     name: str
     arguments: str | dict[str, Any] = ""
 
 
-class ToolCall(Strict):
+class ToolCall(Echoed):
     """A call in an assistant's message."""
 
     id: str | None = None
@@ -42,7 +48,7 @@ class ToolCall(Strict):
     function: FunctionCall
 
 
-class ChatMessage(Strict):
+class ChatMessage(Echoed):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -51,10 +57,6 @@ class ChatMessage(Strict):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     name: str | None = None
-    refusal: None = None
-    audio: None = None
-    annotations: list[Any] | None = None
-    function_call: None = None
 
 
 class FunctionSchema(Strict):
