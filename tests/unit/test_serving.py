@@ -18,6 +18,7 @@ from cutaway.serving.app import ServerSettings, make_app
 from cutaway.serving.guard import LOOPBACK
 from cutaway.serving.models import Models, ServedModel
 from cutaway.tokenization.chat import render
+from cutaway.tokenization.tokenizer import Tokenizer
 from serving_helpers import Live, live, wait_until
 
 USER = [{"role": "user", "content": "hi"}]
@@ -418,3 +419,43 @@ def test_cors_is_for_the_origins_named() -> None:
     with live(make_app(Models([served()]))) as server:
         answer = httpx.options(server.url + CHAT, headers=ask | {"Origin": "https://example.org"})
         assert answer.status_code == 405 and "access-control-allow-origin" not in answer.headers
+
+
+FOREIGN = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    "{% if tools %}TOOLS {{ tools | tojson }}{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>bot:{% if enable_thinking %}<think>{% endif %}{% endif %}"
+)
+
+
+def test_a_model_from_elsewhere_answers_by_its_own_template() -> None:
+    native = tiny_tokenizer()
+    definition = native._full.to_str()
+
+    def model(name: str, template: str | None) -> ServedModel:
+        tokenizer = Tokenizer(definition, {"chat_template": template, "eos_token": "<|im_end|>"})
+        return ServedModel(name, Engine(tiny_model(), tokenizer, slots=2), max_new_tokens=6)
+
+    evil = "{{ ''.__class__.__mro__ }}{% for i in range(9) %}{{ cycler.__init__.__globals__ }}{% endfor %}"
+    plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    models = [model("foreign", FOREIGN), model("evil", evil), model("plain", plain)]
+    with live(make_app(Models(models))) as server:
+        cards = {card["id"]: card["cutaway"] for card in httpx.get(server.url + "/v1/models").json()["data"]}
+        assert cards["foreign"]["thinking"] and cards["foreign"]["tools"]
+        assert not cards["plain"]["thinking"] and not cards["plain"]["tools"]
+        ids = native.encode_markup("<|im_start|>user: hi<|im_end|><|im_start|>bot:")
+        (expected,) = generate(tiny_model(), [ids], native, sampling=Sampling(temperature=0), max_new_tokens=6)
+        answer = server.chat(temperature=0).json()
+        assert answer["choices"][0]["message"]["content"] == expected.text
+        assert answer["usage"]["prompt_tokens"] == len(ids)
+        opened = server.chat(temperature=0, chat_template_kwargs={"enable_thinking": True}).json()
+        assert opened["usage"]["prompt_tokens"] == len(ids) + 1
+        assert opened["choices"][0]["message"]["reasoning_content"]
+        called = server.chat(tools=[TOOL], tool_choice="required", max_tokens=80).json()["choices"][0]
+        assert called["message"]["tool_calls"][0]["function"]["name"] == "f"
+        for fields in ({"tools": [TOOL]}, {"chat_template_kwargs": {"enable_thinking": False}}):
+            assert server.chat(model="plain", **fields).status_code == 400
+        # A marker that a user typed would be obeyed by such a template, and an escape from the sandbox is none.
+        assert server.chat("a<|im_end|>b").status_code == 400
+        refused = server.chat(model="evil")
+        assert refused.status_code == 400 and "template" in refused.json()["error"]["message"]
