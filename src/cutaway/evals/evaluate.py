@@ -70,6 +70,12 @@ class Subject:
         model = load_model(self.run, pick_device()).eval()
         return Engine(model, self.tokenizer, slots=SLOTS, dtype=dtype)
 
+    def with_settings(self, settings: EvalSettings) -> "Subject":
+        """The same model, loaded once, asked in another way."""
+        other = Subject(self.run, settings)
+        vars(other).update(engine=self.engine, tokenizer=self.tokenizer)
+        return other
+
 
 def evaluate(subject: Subject, task: str, progress: Progress | None = None) -> Result:
     """The result of one task: a file, a named multiple-choice set, or one of `BUILTIN`.
