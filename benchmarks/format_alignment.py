@@ -1,11 +1,11 @@
-"""What training on exam questions does to an exam score, and what of it is knowledge: an ablation with disclosed splits.
+"""What training on exam questions does to an exam score, and what of it is knowledge: an ablation, splits disclosed.
 
     python benchmarks/format_alignment.py RUN --data D --work DIR [--set cmmlu] [--epochs 3] [--items 1500]
 
 The subjects of a set are split in two by a hash of their names: *seen* subjects give training conversations (the
 question with lettered choices, answered by its letter), *unseen* ones the test. LoRA adapters are trained on RUN:
 
-    aligned    on the seen subjects with their right answers      the form of an exam, and what it says of other subjects
+    aligned    on the seen subjects with their right answers      the form, and what knowledge carries over
     shuffled   on the same with answers dealt out at random       the form alone
     leaked     on the test questions themselves                   what contamination looks like
 

@@ -1,0 +1,103 @@
+"""The scripts behind the manual's tables, on sets and models small enough for a test."""
+
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_helpers import write_jsonl
+from generation_helpers import tiny_model, tiny_tokenizer
+
+from cutaway.evals.results import load_results
+from cutaway.model.weights import save_model
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def script(name: str) -> Any:
+    """A benchmark's `main`; its globals are those of the script."""
+    return runpy.run_path(str(BENCHMARKS / f"{name}.py"))["main"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    save_model(tiny_model(), tmp_path / "run", tiny_model().config)
+    tiny_tokenizer().save(tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Sets of a few questions, over several subjects."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    items = [
+        {
+            "subject": f"s{i % 8}",
+            "question": f"the {i} cat sat on?",
+            "choices": ["mat", "dog", "cat", "on"],
+            "answer": i % 4,
+        }
+        for i in range(32)
+    ]
+    for name in ("cmmlu", "piqa"):
+        write_jsonl(folder / f"eval_{name}.jsonl", items)
+    write_jsonl(folder / "pretrain_extra.jsonl", [{"text": "the cat sat on the mat"}, {"text": "今天天氣很好"}])
+    user = [{"role": "user", "content": "the cat"}]
+    write_jsonl(folder / "sft_mix.jsonl", [{"conversations": [*user, {"role": "assistant", "content": "sat"}]}])
+    write_jsonl(folder / "eval_cmath.jsonl", [{"conversations": user, "gt": "3"}])
+    for path in list(folder.iterdir()):
+        subprocess.run(["xz", str(path)], check=True)
+    return folder
+
+
+@pytest.mark.skipif(shutil.which("xz") is None, reason="xz packs the sets")
+def test_every_set_that_is_there_is_scored(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    arguments = [str(run), str(other), "--data", str(data), "--limit", "4", "--out", str(tmp_path / "out")]
+    main = script("score_all")
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    names = ["cmath.answers", "cmmlu.letter-0shot", "piqa.text-0shot", "pretrain_extra.bpb", "sft_mix.bpb"]
+    assert sorted(load_results(run)) == names == sorted(load_results(other))
+    assert all(name in printed.out for name in names) and "no difference shown" in printed.out
+    assert "eval_mmlu.jsonl.xz: not there, left out" in printed.err
+    assert (tmp_path / "out" / "evaluation.md").read_text(encoding="utf-8") in printed.out
+    assert (tmp_path / "out" / "evaluation.png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(shutil.which("xz") is None, reason="xz packs the sets")
+def test_the_ablation_keeps_its_splits_apart(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = script("format_alignment")
+    trained: dict[str, list[str]] = {}
+
+    def no_training(arguments: Any, file: Path, out: Path) -> None:
+        trained[out.name] = file.read_text(encoding="utf-8").splitlines()
+        shutil.copytree(run, out)
+
+    main.__globals__["train"] = no_training
+    assert main([str(run), "--data", str(data), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert set(trained) == {"aligned", "shuffled", "leaked"}
+    assert set(trained["aligned"]).isdisjoint(trained["leaked"])
+    assert len(trained["aligned"]) + len(trained["leaked"]) == 32
+    prompts = [[line.split("assistant")[0] for line in trained[name]] for name in ("aligned", "shuffled")]
+    assert prompts[0] == prompts[1] and trained["aligned"] != trained["shuffled"]
+    assert "Trained on: s" in printed and printed.count("+0.0") >= 3
+    assert f"{len(trained['leaked'])} of {len(trained['leaked'])}" in printed
+    assert (tmp_path / "out" / "alignment.md").is_file()
+
+
+def test_the_parity_script_names_its_sets() -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "against_lm_eval.py"), "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--shots" in done.stdout and "lm-eval" in done.stdout
