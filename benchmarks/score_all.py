@@ -1,10 +1,11 @@
 """Every evaluation set on every model, with intervals: the table and the picture of the manual's page on evaluation.
 
-    python benchmarks/score_all.py RUN... --data D [--out docs/images] [--limit N] [--shots K]
+    python benchmarks/score_all.py RUN... --data D [--docs docs] [--limit N] [--shots K]
 
 Multiple choice in fp32, zero-shot unless --shots; bits per byte of the first megabytes of pretrain_extra and of sft_mix
 (the assistant's tokens); for chat models also cmath, answered greedily, and the tool calls of 100 turns of sft_tool.
-Results also go to RUN/evals, for `cutaway report`. With --out, writes evaluation.md and evaluation.png there.
+Results also go to RUN/evals, for `cutaway report`. With --docs, tables and picture are put into the manual's page in both
+languages, between its marks, in place of those of an earlier call.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from cutaway.errors import UserError
 from cutaway.evals.evaluate import EvalSettings, Subject, evaluate
 from cutaway.evals.picture import draw_report
 from cutaway.evals.report import difference_table, margin_table, read_runs, score_table
@@ -27,6 +29,18 @@ CHOICE = (
     *("ceval", "cmmlu", "mmlu", "agieval_zh", "arc_easy", "arc_challenge"),
     *("hellaswag", "piqa", "openbookqa"),
 )
+MARKS = ("<!-- scores -->", "<!-- end of scores -->")
+_COMMAND = "`python benchmarks/score_all.py RUN... --data D --docs docs`"
+PAGES = {
+    "evaluation.md": (
+        "Scores of the models trained so far",
+        f"By {_COMMAND}.\n\n![Scores with their intervals](images/evaluation.png)",
+    ),
+    "zh-Hant/evaluation.md": (
+        "目前各模型的分數",
+        f"由 {_COMMAND} 產生。\n\n![分數與區間](../images/evaluation.png)",
+    ),
+}
 SKIP_BAD = 10
 """Some published sets hold an item with the same choice twice."""
 
@@ -35,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--data", required=True, type=Path, help="folder with eval_*.jsonl.xz")
-    parser.add_argument("--out", type=Path, help="folder for evaluation.md and evaluation.png")
+    parser.add_argument("--docs", type=Path, help="the manual's folder, to put tables and picture into its page")
     parser.add_argument("--limit", type=int, help="only the first N items of each set")
     parser.add_argument("--shots", type=int, default=0)
     parser.add_argument("--megabytes", type=float, default=0.5)
@@ -47,11 +61,21 @@ def main(argv: list[str] | None = None) -> int:
     tables = [score_table(runs), difference_table(runs), margin_table(runs)]
     text = "\n".join(to_markdown(table) for table in tables if table is not None and table.rows)
     print(text)
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        write_text(text, arguments.out / "evaluation.md")
-        draw_report(runs, arguments.out / "evaluation.png")
+    if arguments.docs is not None:
+        (arguments.docs / "images").mkdir(exist_ok=True)
+        draw_report(runs, arguments.docs / "images" / "evaluation.png")
+        for page, (heading, words) in PAGES.items():
+            write_between_marks(arguments.docs / page, f"## {heading}\n\n{words}\n\n{text}")
     return 0
+
+
+def write_between_marks(page: Path, text: str) -> None:
+    """Replace what stands between the two marks of a page."""
+    before, mark, rest = page.read_text(encoding="utf-8").partition(MARKS[0] + "\n")
+    _, end, after = rest.partition(MARKS[1])
+    if not (mark and end):
+        raise UserError(f"{page}: the marks {' and '.join(MARKS)} are not there, each on a line")
+    write_text(f"{before}{mark}\n{text}\n{end}{after}", page)
 
 
 def score_run(run: Path, arguments: argparse.Namespace) -> None:

@@ -60,7 +60,11 @@ def test_every_set_that_is_there_is_scored(
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(run, other)
-    arguments = [str(run), str(other), "--data", str(data), "--limit", "4", "--out", str(tmp_path / "out")]
+    docs = tmp_path / "docs"
+    (docs / "zh-Hant").mkdir(parents=True)
+    for page in ("evaluation.md", "zh-Hant/evaluation.md"):
+        (docs / page).write_text("before\n<!-- scores -->\nold\n<!-- end of scores -->\nafter\n", encoding="utf-8")
+    arguments = [str(run), str(other), "--data", str(data), "--limit", "4", "--docs", str(docs)]
     main = script("score_all")
     assert main(arguments) == 0
     printed = capsys.readouterr()
@@ -68,8 +72,11 @@ def test_every_set_that_is_there_is_scored(
     assert sorted(load_results(run)) == names == sorted(load_results(other))
     assert all(name in printed.out for name in names) and "no difference shown" in printed.out
     assert "eval_mmlu.jsonl.xz: not there, left out" in printed.err
-    assert (tmp_path / "out" / "evaluation.md").read_text(encoding="utf-8") in printed.out
-    assert (tmp_path / "out" / "evaluation.png").stat().st_size > 1000
+    for page in ("evaluation.md", "zh-Hant/evaluation.md"):
+        text = (docs / page).read_text(encoding="utf-8")
+        assert text.startswith("before\n<!-- scores -->\n") and text.endswith("<!-- end of scores -->\nafter\n")
+        assert "old" not in text and "cmmlu.letter-0shot" in text and "images/evaluation.png" in text
+    assert (docs / "images" / "evaluation.png").stat().st_size > 1000
 
 
 @pytest.mark.skipif(shutil.which("xz") is None, reason="xz packs the sets")

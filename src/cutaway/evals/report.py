@@ -96,7 +96,7 @@ def write_answers(run: Run, prompts: Sequence[Sequence[Message]], seed: int = 0)
         for turns in prompts
     ]
     done = generate(engine, ids, sampling=load_sampling(run.path), max_new_tokens=ANSWER_TOKENS, seed=seed)
-    return [visible(one.text) or one.text for one in done]
+    return [(visible(one.text) or one.text).strip() for one in done]
 
 
 def score_table(runs: Sequence[Run]) -> Table:
