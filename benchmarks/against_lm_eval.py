@@ -27,7 +27,7 @@ from cutaway.model.weights import load_model
 from cutaway.tokenization.tokenizer import Tokenizer
 
 SETS = ("ceval", "cmmlu", "mmlu", "arc_easy", "arc_challenge", "openbookqa", "hellaswag", "piqa")
-BATCH_SIZES = (4, 16, 64)
+BATCH_SIZES = (1, 2, 4, 16)
 PILOT = 60
 TEMPLATES = {
     "letter": "{{question.strip()}}{% for c in choices %}\n{{'ABCDEFGHIJ'[loop.index0]}}. {{c}}{% endfor %}\nANSWER",

@@ -4,7 +4,7 @@
 
 Multiple choice in fp32, zero-shot unless --shots; bits per byte of the first megabytes of pretrain_extra and of sft_mix
 (the assistant's tokens); for chat models also cmath, answered greedily, and the tool calls of 100 turns of sft_tool.
-Results also go to RUN/evals, for `cutaway report`. With --docs, tables and picture are put into the manual's page in both
+Results also go to RUN/evals, for `cutaway report`. With --docs, tables and picture go into the manual in both
 languages, between its marks, in place of those of an earlier call.
 """
 
