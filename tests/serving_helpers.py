@@ -115,8 +115,8 @@ def transcripts() -> list[tuple[list[Message], bool | None]]:
     return [(greeting, None), (loop, None), (brief, None), (thought, True), (greeting, False)]
 
 
-def make_learned(folder: Path) -> Path:
-    """A run directory of a model that says the transcripts by heart: under ten seconds on one core."""
+def make_learned(folder: Path, learn: bool = True) -> Path:
+    """A run directory of a model that says the transcripts by heart; without `learn`, of its random beginning."""
     texts = ["".join(str(turn) for turn in turns) for turns, _ in transcripts()] * 20
     tokenizer = train_tokenizer(texts, TokenizerSettings(vocab_size=420))
     config = ModelConfig(
@@ -125,7 +125,8 @@ def make_learned(folder: Path) -> Path:
     )  # fmt: skip
     model = CausalLM(config)
     initialise(model, 0)
-    _learn(model, tokenizer)
+    if learn:
+        _learn(model, tokenizer)
     save_model(model, folder, config)
     tokenizer.save(folder)
     (folder / "generation_config.json").write_text('{"temperature": 0.0}')

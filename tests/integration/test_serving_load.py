@@ -32,7 +32,7 @@ NO_OBJECTS = (b"", b"{", b"[]", b"null", b"3", b'"x"', b"\xff\xfe\x00", b"{" * 9
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    folder = make_learned(tmp_path_factory.mktemp("model") / "learned")
+    folder = make_learned(tmp_path_factory.mktemp("model") / "random", learn=False)
     with live(make_app(Models(load_served(folder, "m", torch.device("cpu"), slots=4, max_new_tokens=8)))) as running:
         yield running
         wait_until(running.idle)
