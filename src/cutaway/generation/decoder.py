@@ -2,10 +2,12 @@
 
 What differs from the modules, each measured (docs/engine.md): the projections that read the same vector are one
 matrix; on a CPU, matrices lie in the blocked order that its kernels want, instead of being reordered at every use;
-keys and values of a token are written in one step; the residual stream is fp32 whatever the dtype of the matrices.
+keys and values of a token are written in one step; the gain of a norm is multiplied into the matrix behind it; the
+residual stream is fp32 whatever the dtype of the matrices.
 """
 
 import copy
+import math
 from collections.abc import Callable
 
 import torch
@@ -35,9 +37,11 @@ class PackedDecoder:
         """Take over the present weights."""
         self.rotary = model.model.rotary
         self.embedding = model.model.embed_tokens.weight.detach().to(self.dtype, copy=True)
-        self.norm = model.model.norm.weight.detach().float().clone()
         self.layers = [_Layer(layer, self.dtype) for layer in model.model.layers if isinstance(layer, DecoderLayer)]
-        self.head = pack_linear(model.head_weight, dtype=self.dtype)
+        self.head = pack_linear(model.head_weight, dtype=self.dtype, gain=model.model.norm.weight)
+        self.floor = torch.tensor(math.sqrt(self.config.hidden_size * self.config.rms_norm_eps)).to(
+            self.embedding.device
+        )
 
     def forward(
         self, ids: Int[Tensor, "batch seq"], positions: Int[Tensor, "batch seq"], cache: KVCache
@@ -49,34 +53,37 @@ class PackedDecoder:
         cos, sin = cos.transpose(1, 2).repeat(1, 1, 1, 2), sin.transpose(1, 2)
         sin = torch.cat((-sin, sin), dim=-1)
         for index, layer in enumerate(self.layers):
-            h += layer.attention(self._normed(h, layer.input_norm), cos, sin, cache, index)
-            h += layer.mlp(self._normed(h, layer.post_norm))
-        return self._normed(h, self.norm)
+            h += layer.attention(unit_norm(h, self.floor).to(self.dtype), cos, sin, cache, index)
+            h += layer.mlp(unit_norm(h, self.floor).to(self.dtype))
+        return unit_norm(h, self.floor).to(self.dtype)
 
     def logits(self, hidden: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch vocab"]:
         """Of the next token."""
         return self.head(hidden)
 
-    def _normed(
-        self, h: Float[Tensor, "batch seq hidden"], gain: Float[Tensor, " hidden"]
-    ) -> Float[Tensor, "batch seq hidden"]:
-        return F.rms_norm(h, gain.shape, gain, self.config.rms_norm_eps).to(self.dtype)
+
+def unit_norm(x: Float[Tensor, "... size"], floor: Float[Tensor, ""]) -> Float[Tensor, "... size"]:
+    r"""RMSNorm without its gain, divided by $\sqrt d$, in three operations:
+    $x / \sqrt{\lVert x \rVert^2 + d\,\epsilon}$ with `floor` $= \sqrt{d\,\epsilon}$."""
+    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
 
 
 class _Layer:
     def __init__(self, layer: DecoderLayer, dtype: torch.dtype) -> None:
         attention = layer.self_attn
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
-        self.input_norm = layer.input_layernorm.weight.detach().float().clone()
-        self.post_norm = layer.post_attention_layernorm.weight.detach().float().clone()
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        self.qkv = pack_linear(*(_weight(projection) for projection in projections), dtype=dtype)
+        gain = layer.input_layernorm.weight
+        self.qkv = pack_linear(*(_weight(projection) for projection in projections), dtype=dtype, gain=gain)
         self.out = pack_linear(_weight(attention.o_proj), dtype=dtype)
         self.qk_gain: Tensor | None = None
         if attention.qk_norm:
             gains = [attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.kv_heads, -1)]
-            self.qk_gain, self.eps = torch.cat(gains).detach().float(), attention.q_norm.eps
-        self.mlp: Linear = _swiglu(layer.mlp, dtype) if isinstance(layer.mlp, SwiGLU) else _experts(layer.mlp, dtype)
+            self.qk_gain = torch.cat(gains).detach().float() * math.sqrt(self.head_dim)
+            self.floor = torch.tensor(math.sqrt(self.head_dim * attention.q_norm.eps)).to(self.qk_gain.device)
+        gain = layer.post_attention_layernorm.weight
+        mlp = layer.mlp
+        self.mlp = _swiglu(mlp, gain, dtype) if isinstance(mlp, SwiGLU) else _experts(mlp, gain, dtype)
 
     def attention(
         self,
@@ -89,7 +96,7 @@ class _Layer:
         qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_dim)
         turning = qkv[:, :, : self.heads + self.kv_heads].float()
         if self.qk_gain is not None:
-            turning = F.rms_norm(turning, (self.head_dim,), None, self.eps) * self.qk_gain
+            turning = unit_norm(turning, self.floor) * self.qk_gain
         turned = torch.addcmul(turning * cos, turning.roll(self.head_dim // 2, -1), sin)
         # Written back over q and k; k and v lie side by side, as the cache has them.
         qkv[:, :, : self.heads + self.kv_heads] = turned
@@ -99,9 +106,17 @@ class _Layer:
         return self.out(out.transpose(1, 2).flatten(2))
 
 
-def pack_linear(*weights: Float[Tensor, "_ inputs"], dtype: torch.dtype) -> Linear:
-    """$x \\mapsto x\\,W^\\top$ with the weights stacked, copied, and laid out for the device."""
-    weight = torch.cat([part.detach().to(dtype) for part in weights])
+def pack_linear(
+    *weights: Float[Tensor, "_ inputs"], dtype: torch.dtype, gain: Float[Tensor, " inputs"] | None = None
+) -> Linear:
+    """$x \\mapsto x\\,W^\\top$ with the weights stacked, copied, and laid out for the device.
+
+    With `gain` the input is a `unit_norm`, whose missing factors, gain and $\\sqrt d$, are multiplied into the columns.
+    """
+    weight = torch.cat([part.detach() for part in weights])
+    if gain is not None:
+        weight = weight.float() * (gain.detach().float() * math.sqrt(len(gain)))
+    weight = weight.to(dtype)
     packed = _blocked(weight)
     if packed is None:
         # `cat` of one tensor copies it, so the caller's weights stay untouched and unwatched.
@@ -127,8 +142,8 @@ def _blocked(weight: Float[Tensor, "outputs inputs"]) -> Tensor | None:
     return blocked if torch.allclose(product, F.linear(x, weight), atol=1e-2, rtol=1e-2) else None
 
 
-def _swiglu(mlp: SwiGLU, dtype: torch.dtype) -> Linear:
-    gate_up = pack_linear(_weight(mlp.gate_proj), _weight(mlp.up_proj), dtype=dtype)
+def _swiglu(mlp: SwiGLU, gain: Tensor, dtype: torch.dtype) -> Linear:
+    gate_up = pack_linear(_weight(mlp.gate_proj), _weight(mlp.up_proj), dtype=dtype, gain=gain)
     down = pack_linear(_weight(mlp.down_proj), dtype=dtype)
 
     def forward(x: Tensor) -> Tensor:
@@ -138,11 +153,17 @@ def _swiglu(mlp: SwiGLU, dtype: torch.dtype) -> Linear:
     return forward
 
 
-def _experts(mlp: MixtureOfExperts, dtype: torch.dtype) -> Linear:
+def _experts(mlp: MixtureOfExperts, gain: Tensor, dtype: torch.dtype) -> Linear:
     copied = copy.deepcopy(mlp).requires_grad_(False).eval()
     # The router stays as it is: rounding its weights would flip choices.
     copied.experts.to(dtype)
-    return copied
+    factor = gain.detach() * math.sqrt(len(gain))
+
+    def forward(x: Tensor) -> Tensor:
+        mixed: Tensor = copied((x * factor).to(dtype))
+        return mixed
+
+    return forward
 
 
 def _weight(linear: nn.Module) -> Tensor:

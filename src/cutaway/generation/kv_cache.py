@@ -85,6 +85,10 @@ class KVCache:
         self._first, self._last, self._length = first, first + positions.shape[0], length
         rows = torch.arange(self._first, self._last, device=positions.device).unsqueeze(1)
         self._places = (rows * self.length + positions).flatten()
+        # The views of all layers at once: slicing them one by one cost a tenth of a decoding step.
+        self._flat = self.store.flatten(1, 2).unbind()
+        both = self.store[:, self._first : self._last, : self._length].transpose(2, 3)
+        self._keys, self._values = both[:, :, : self.kv_heads].unbind(), both[:, :, self.kv_heads :].unbind()
         seen = torch.arange(length, device=positions.device)
         hidden = (seen > positions.unsqueeze(-1)).unsqueeze(1)
         # Added to the scores: a boolean mask would be turned into this again by every layer.
@@ -93,14 +97,13 @@ class KVCache:
 
     def write(self, layer: int, keys_values: Float[Tensor, "batch seq two_kv head_dim"]) -> None:
         """Store the new tokens of a layer at the announced places: their keys, then their values."""
-        self.store[layer].flatten(0, 1).index_copy_(0, self._places, keys_values.flatten(0, 1).to(self.store.dtype))
+        self._flat[layer].index_copy_(0, self._places, keys_values.flatten(0, 1).to(self.store.dtype))
 
     def read(
         self, layer: int
     ) -> tuple[Float[Tensor, "batch kv length head_dim"], Float[Tensor, "batch kv length head_dim"]]:
         """Keys and values of the announced slots up to the announced length."""
-        both = self.store[layer, self._first : self._last, : self._length].transpose(1, 2)
-        return both[:, : self.kv_heads], both[:, self.kv_heads :]
+        return self._keys[layer], self._values[layer]
 
     def update(
         self, layer: int, k: Float[Tensor, "batch kv seq head_dim"], v: Float[Tensor, "batch kv seq head_dim"]
