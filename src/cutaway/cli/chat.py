@@ -7,26 +7,31 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
 from cutaway.cli.common import parse
+from cutaway.cli.fold import Fold
 from cutaway.errors import UserError
 
 if TYPE_CHECKING:
     from cutaway.generation.conversation import Conversation
-    from cutaway.generation.engine import Completion, Request
+    from cutaway.generation.engine import Completion, Engine, Request
+    from cutaway.tools.toolbox import Toolbox
 
 log = logging.getLogger("cutaway")
 
 HELP = (
-    "/system TEXT  set the system message and start afresh (without TEXT: none)\n"
-    "/reset        start afresh\n"
-    "/thinking on|off\n"
-    "/save FILE    append the conversation to FILE as one line of SFT data\n"
+    "/system TEXT       set the system message and start afresh (without TEXT: none)\n"
+    "/reset             start afresh\n"
+    "/thinking on|off   /thought shows what was thought last\n"
+    "/tools on|off|A,B  let the model call tools: all, none, or those named; without an argument, list them\n"
+    "/adapter DIR|off   answer with this adapter, or with the model that the chat began with\n"
+    "/history           show the conversation\n"
+    "/save FILE         append it to FILE as one line of SFT data\n"
     "/exit"
 )
 
@@ -43,6 +48,8 @@ class ChatFlags:
     """System message."""
     thinking: bool = False
     """Open every answer with a thinking block."""
+    tools: bool = False
+    """Let the model call the built-in tools: calculator, dates, units."""
     temperature: float | None = None
     """0 takes the most likely token, below 1 sharpens; this and the next three default to generation_config.json."""
     top_p: float | None = None
@@ -69,19 +76,14 @@ def main(argv: Sequence[str]) -> int:
     # Arrow keys and history at the prompt, where Python has them.
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401
-    _talk(conversation, request)
+    _Chat(conversation, request, flags.bf16).talk()
     return 0
 
 
 def _start(flags: ChatFlags) -> "tuple[Conversation, Request]":
-    import torch
-
     from cutaway.generation.conversation import Conversation, knows_chat
     from cutaway.generation.defaults import MAX_NEW_TOKENS, load_sampling
-    from cutaway.generation.engine import Engine, Request
-    from cutaway.model.weights import load_model
-    from cutaway.tokenization.tokenizer import Tokenizer
-    from cutaway.training.precision import pick_device
+    from cutaway.generation.engine import Request
 
     folder = Path(flags.run)
     given = {name: getattr(flags, name) for name in ("temperature", "top_p", "top_k", "min_p")}
@@ -89,19 +91,40 @@ def _start(flags: ChatFlags) -> "tuple[Conversation, Request]":
     seed = random.SystemRandom().getrandbits(48) if flags.seed is None else flags.seed
     length = MAX_NEW_TOKENS if flags.max_new_tokens is None else flags.max_new_tokens
     request = Request((), length, seed, **settings)
-    model = load_model(folder, pick_device()).eval()
-    tokenizer = Tokenizer.load(folder)
-    chat = knows_chat(folder, tokenizer)
+    engine = _engine(folder, flags.bf16)
+    chat = knows_chat(folder, engine.tokenizer)
     if not chat:
         log.info("%s was not fine-tuned on conversations: it continues your text instead of answering", folder)
-    engine = Engine(model, tokenizer, slots=1, dtype=torch.bfloat16 if flags.bf16 else None)
-    return Conversation(engine, chat, flags.system, True if flags.thinking else None), request
+    toolbox = _toolbox() if flags.tools else None
+    return Conversation(engine, chat, flags.system, True if flags.thinking else None, toolbox), request
+
+
+def _engine(folder: Path, bf16: bool) -> "Engine":
+    import torch
+
+    from cutaway.generation.engine import Engine
+    from cutaway.model.weights import load_model
+    from cutaway.tokenization.tokenizer import Tokenizer
+    from cutaway.training.precision import pick_device
+
+    model, tokenizer = load_model(folder, pick_device()).eval(), Tokenizer.load(folder)
+    return Engine(model, tokenizer, slots=1, dtype=torch.bfloat16 if bf16 else None, frozen=True)
+
+
+def _toolbox() -> "Toolbox":
+    import datetime
+
+    from cutaway.tools.standard import standard_toolbox
+
+    return standard_toolbox(today=datetime.date.today())
 
 
 def _one_answer(conversation: "Conversation", request: "Request", prompt: str) -> str:
+    from cutaway.generation.engine import Piece
+
     completion = None
     for piece in conversation.ask(prompt, request):
-        completion = piece.completion
+        completion = piece.completion if isinstance(piece, Piece) else completion
     assert completion is not None
     if completion.finish_reason == "context":
         log.info(_full(conversation))
@@ -112,76 +135,138 @@ def _one_answer(conversation: "Conversation", request: "Request", prompt: str) -
     return completion.text
 
 
-def _talk(conversation: "Conversation", request: "Request") -> None:
-    from dataclasses import replace
+class _Chat:
+    """The loop at the prompt, and what its commands change."""
 
-    asked = 0
-    while True:
-        try:
-            text = input("> " if sys.stdin.isatty() else "")
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        if not text.strip():
-            continue
-        try:
-            if text.startswith("/"):
-                if not _command(conversation, text):
-                    return
+    def __init__(self, conversation: "Conversation", request: "Request", bf16: bool) -> None:
+        self.conversation, self.request, self.bf16 = conversation, request, bf16
+        self.first_engine = conversation.engine
+        self.asked = 0
+
+    def talk(self) -> None:
+        """Read and answer until the user leaves."""
+        while True:
+            try:
+                text = input("> " if sys.stdin.isatty() else "")
+            except (EOFError, KeyboardInterrupt):
+                print()
+                return
+            if not text.strip():
                 continue
-            _print_answer(conversation, replace(request, seed=request.seed + asked), text)
-            asked += 1
-        except UserError as error:
-            print(error)
+            try:
+                if text.startswith("/"):
+                    if not self.command(text):
+                        return
+                    continue
+                self.answer(text)
+                self.asked += 1
+            except UserError as error:
+                print(error)
 
+    def answer(self, text: str) -> None:
+        """Print the answer to a turn as it comes."""
+        from cutaway.generation.conversation import ToolUse
 
-def _print_answer(conversation: "Conversation", request: "Request", text: str) -> None:
-    started, count = time.perf_counter(), 0
-    completion: Completion | None = None
-    answer = conversation.ask(text, request)
-    try:
-        for piece in answer:
-            print(piece.text, end="", flush=True)
-            count, completion = count + 1, piece.completion
-    except KeyboardInterrupt:
-        answer.close()
-    seconds = time.perf_counter() - started
-    print(f"\n[{count} tokens, {count / seconds:.0f} tokens/s]")
-    if completion is None:
-        print("interrupted")
-    elif completion.finish_reason == "length":
-        print(f"cut off at {request.max_new_tokens} tokens: --max-new-tokens allows more")
-    elif completion.finish_reason == "context":
-        print(_full(conversation))
+        conversation = self.conversation
+        opened = conversation.chat and conversation.thinking is True and conversation.engine.tokenizer.is_native
+        fold = Fold(conversation.engine.tokenizer, opened)
+        started = time.perf_counter()
+        completion: Completion | None = None
+        answer = conversation.ask(text, replace(self.request, seed=self.request.seed + self.asked))
+        interrupted = False
+        try:
+            for piece in answer:
+                if isinstance(piece, ToolUse):
+                    fold.used(piece)
+                    if opened:
+                        fold = Fold(conversation.engine.tokenizer, opened, count=fold.count)
+                else:
+                    fold.show(piece)
+                    completion = piece.completion
+        except KeyboardInterrupt:
+            answer.close()
+            interrupted = True
+        fold.finish()
+        seconds = time.perf_counter() - started
+        print(f"\n[{fold.count} tokens, {fold.count / seconds:.0f} tokens/s]")
+        if interrupted or completion is None:
+            print("interrupted")
+        elif completion.finish_reason == "length":
+            print(f"cut off at {self.request.max_new_tokens} tokens: --max-new-tokens allows more")
+        elif completion.finish_reason == "context":
+            print(_full(conversation))
+        elif conversation.toolbox is not None and conversation.messages[-1].get("tool_calls"):
+            print("the model went on calling tools and was stopped")
+
+    def command(self, line: str) -> bool:
+        """Do what a line with a slash says; false ends the chat. UserError where it says nothing known."""
+        conversation = self.conversation
+        name, _, argument = line.partition(" ")
+        argument = argument.strip()
+        match name:
+            case "/exit" | "/quit":
+                return False
+            case "/help":
+                print(HELP)
+            case "/reset":
+                conversation.messages.clear()
+            case "/system":
+                conversation.system = argument or None
+                conversation.messages.clear()
+            case "/thinking":
+                if argument not in ("on", "off"):
+                    raise UserError("/thinking needs on or off")
+                conversation.thinking = argument == "on"
+            case "/thought":
+                thoughts = [
+                    turn["reasoning_content"] for turn in conversation.messages if turn.get("reasoning_content")
+                ]
+                print(thoughts[-1] if thoughts else "nothing was thought yet")
+            case "/tools":
+                self.choose_tools(argument)
+            case "/adapter":
+                self.choose_adapter(argument)
+            case "/history":
+                for turn in conversation.transcript():
+                    print(f"{turn['role']}: {turn['content'] or turn.get('tool_calls', '')}")
+            case "/save":
+                _save(conversation, argument)
+            case _:
+                raise UserError(f"no command {name} (/help lists them)")
+        return True
+
+    def choose_tools(self, argument: str) -> None:
+        """`on`, `off`, names with commas, or nothing, which lists them."""
+        conversation, every = self.conversation, _toolbox()
+        if not argument:
+            allowed = conversation.toolbox or ()
+            for tool in every:
+                print(f"{'+' if tool.name in allowed else '-'} {tool.name}: {tool.description.splitlines()[0]}")
+            return
+        if argument == "on" and not conversation.chat:
+            raise UserError("this model only continues text: it cannot call tools")
+        names = [part.strip() for part in argument.split(",") if part.strip()]
+        conversation.toolbox = {"on": every, "off": None}[argument] if argument in ("on", "off") else every.only(names)
+
+    def choose_adapter(self, argument: str) -> None:
+        """An adapter's directory, or `off`. The conversation goes on."""
+        if not argument:
+            raise UserError("/adapter needs a directory, or off")
+        if argument == "off":
+            self.conversation.engine = self.first_engine
+            return
+        from cutaway.model.weights import is_adapter
+
+        if not is_adapter(Path(argument)):
+            raise UserError(f"{argument}: no adapter there (adapter_config.json is missing)")
+        engine = _engine(Path(argument), self.bf16)
+        if engine.tokenizer.fingerprint != self.first_engine.tokenizer.fingerprint:
+            raise UserError(f"{argument}: an adapter of a model with another vocabulary")
+        self.conversation.engine = engine
 
 
 def _full(conversation: "Conversation") -> str:
     return f"the context of {conversation.engine.max_length} tokens is full: /reset starts afresh"
-
-
-def _command(conversation: "Conversation", line: str) -> bool:
-    """Do what a line with a slash says; false ends the chat. UserError where it says nothing known."""
-    name, _, argument = line.partition(" ")
-    argument = argument.strip()
-    match name:
-        case "/exit" | "/quit":
-            return False
-        case "/help":
-            print(HELP)
-        case "/reset":
-            conversation.messages.clear()
-        case "/system":
-            conversation.system = argument or None
-            conversation.messages.clear()
-        case "/thinking":
-            if argument not in ("on", "off"):
-                raise UserError("/thinking needs on or off")
-            conversation.thinking = argument == "on"
-        case "/save":
-            _save(conversation, argument)
-        case _:
-            raise UserError(f"no command {name} (/help lists them)")
-    return True
 
 
 def _save(conversation: "Conversation", file: str) -> None:

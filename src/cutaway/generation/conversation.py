@@ -1,8 +1,9 @@
-"""A conversation with a model: what it has learnt, the prompt of its next answer, and the answer as a message."""
+"""A conversation with a model: what it has learnt, the prompt of its next answer, the answer as a message, tools."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from cutaway.generation.engine import Completion, Engine, Piece, Request
 from cutaway.generation.generate import document_prompt, stream
@@ -11,6 +12,10 @@ from cutaway.tokenization.chat import parse_answer, render
 from cutaway.tokenization.foreign import prompt_foreign
 from cutaway.tokenization.messages import Message
 from cutaway.tokenization.tokenizer import Tokenizer
+from cutaway.tools.toolbox import Toolbox, ToolResult
+
+MAX_TOOL_ROUNDS = 4
+"""How many times in a row an answer may call tools before the user is asked again."""
 
 
 def knows_chat(directory: Path, tokenizer: Tokenizer) -> bool:
@@ -22,17 +27,31 @@ def knows_chat(directory: Path, tokenizer: Tokenizer) -> bool:
     return stage != "pretrain" and tokenizer.chat_template is not None
 
 
-def answer_prompt(messages: Sequence[Message], tokenizer: Tokenizer, thinking: bool | None = None) -> list[int]:
+def answer_prompt(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    thinking: bool | None = None,
+    tools: list[dict[str, Any]] | None = None,
+) -> list[int]:
     """Ids up to where the assistant's next answer begins, in the model's own chat format."""
     if not tokenizer.is_native:
-        return prompt_foreign(messages, tokenizer, thinking=thinking)
-    return render(messages, tokenizer, add_generation_prompt=True, thinking=thinking).ids
+        return prompt_foreign(messages, tokenizer, thinking=thinking, tools=tools)
+    return render(messages, tokenizer, add_generation_prompt=True, thinking=thinking, tools=tools).ids
 
 
 def answer_message(ids: Sequence[int], tokenizer: Tokenizer, thinking: bool | None = None) -> Message:
     """The assistant's message in the ids it wrote after `answer_prompt` with the same `thinking`."""
     # Other projects' templates leave the opening of the thinking block to the model.
     return parse_answer(ids, tokenizer, thinking=thinking if tokenizer.is_native else None)
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """A call that the model made, and what it was answered."""
+
+    name: str
+    arguments: dict[str, Any]
+    result: ToolResult
 
 
 @dataclass
@@ -44,20 +63,37 @@ class Conversation:
     system: str | None = None
     thinking: bool | None = None
     """True opens a thinking block, False writes an empty one, None leaves it to the model."""
+    toolbox: Toolbox | None = None
+    """Tools that the model is told of and may call; None: none."""
     messages: list[Message] = field(default_factory=list)
 
-    def ask(self, text: str, request: Request) -> Generator[Piece, None, None]:
+    def ask(self, text: str, request: Request) -> Generator[Piece | ToolUse, None, None]:
         """Stream the answer to `text`, sampled as `request` says (its prompt is replaced).
 
-        The turn and its answer join `messages` when the answer is complete, or, as far as it got, when the caller
+        Where the answer calls tools, the calls are executed, and the model goes on with their results, up to
+        `MAX_TOOL_ROUNDS` times. The turns join `messages` when each is complete, or, as far as it got, when the caller
         leaves the loop; a continued text is no turn. UserError, and no new turn, where the context is full.
         """
-        tokenizer, asked = self.engine.tokenizer, {"role": "user", "content": text}
+        asked: list[Message] = [{"role": "user", "content": text}]
+        for turn in range(MAX_TOOL_ROUNDS + 1):
+            # Rounds of one answer must not draw alike.
+            yield from self._answer(asked, replace(request, seed=request.seed + (turn << 48)))
+            calls = self.messages[-1].get("tool_calls") if self.chat and self.messages else None
+            if not calls or self.toolbox is None or turn == MAX_TOOL_ROUNDS:
+                return
+            asked = []
+            for call in calls:
+                result = self.toolbox.call(call["name"], call["arguments"])
+                asked.append({"role": "tool", "content": result.text})
+                yield ToolUse(call["name"], call["arguments"], result)
+
+    def _answer(self, asked: list[Message], request: Request) -> Generator[Piece, None, None]:
+        tokenizer, thinking, answered = self.engine.tokenizer, self.thinking, ""
         if self.chat:
-            prompt = answer_prompt([*self.transcript(), asked], tokenizer, self.thinking)
+            tools = self.toolbox.schemas() if self.toolbox is not None else None
+            prompt = answer_prompt([*self.transcript(), *asked], tokenizer, thinking, tools)
         else:
-            prompt = document_prompt(text, tokenizer)
-        thinking, answered = self.thinking, ""
+            prompt = document_prompt(str(asked[0]["content"]), tokenizer)
         completion: Completion | None = None
         pieces = stream(self.engine, replace(request, prompt_ids=prompt))
         try:
@@ -67,9 +103,9 @@ class Conversation:
         finally:
             pieces.close()
             if self.chat and completion is not None:
-                self.messages += [asked, answer_message(completion.ids, tokenizer, thinking)]
+                self.messages += [*asked, answer_message(completion.ids, tokenizer, thinking)]
             elif self.chat and answered:
-                self.messages += [asked, {"role": "assistant", "content": answered}]
+                self.messages += [*asked, {"role": "assistant", "content": answered}]
 
     def transcript(self) -> list[Message]:
         """All turns, the system turn first where there is one."""
