@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cutaway.playground.small_set import make_small_set
+from cutaway.playground.write import PlaygroundSettings, write_training_sets
 
 SHAPE = ["--hidden-size", "32", "--num-hidden-layers", "2", "--num-attention-heads", "2", "--num-key-value-heads", "1"]
 TRAIN = ["--row-length", "128", "--batch-tokens", "512", "--micro-batch-tokens", "512", "--compile", "off"]
@@ -47,7 +47,7 @@ class Life:
 def life(tmp_path_factory: pytest.TempPathFactory, cutaway_command: list[str]) -> Life:
     """tokenizer train, pretrain, sft."""
     root = tmp_path_factory.mktemp("life")
-    make_small_set(documents=60, conversations=60).save(root / "data")
+    write_training_sets(root / "data", PlaygroundSettings(size_mb=0.03))
     life = Life(root, cutaway_command)
     life.good("tokenizer", "train", "--data", "data/pretrain.jsonl", "--vocab-size", "400", "--out", "tokenizer")
     life.good(
@@ -114,5 +114,5 @@ def test_a_corrupt_line_stops_training_unless_allowed(life: Life) -> None:
     good = (life.root / "data" / "sft.jsonl").read_text(encoding="utf-8")
     (life.root / "data" / "torn.jsonl").write_text(good + '{"conversations": [\n', encoding="utf-8")
     arguments = ("sft", "--data", "data/torn.jsonl", "--init", "base", "--out", "torn", "--steps", "1", *TRAIN)
-    assert "torn.jsonl:61: invalid JSON" in life.mistake(*arguments)
+    assert f"torn.jsonl:{good.count(chr(10)) + 1}: invalid JSON" in life.mistake(*arguments)
     life.good(*arguments, "--skip-bad", "1")

@@ -79,6 +79,9 @@ MISTAKES = {
     "empty file": (["data", "stats", "{tmp}/empty.jsonl"], "empty.jsonl: the file is empty"),
     "no run": (["plot", "{tmp}/none"], "no metrics.jsonl there"),
     "no time": (["quickstart", "--budget-minutes", "0.1"], "--budget-minutes is 0.1"),
+    "no language": (["playground", "--out", "{tmp}/p", "--lang", "fr"], "no language 'fr'"),
+    "no size": (["playground", "--out", "{tmp}/p", "--size-mb", "0"], "--size-mb is 0.0"),
+    "a file to write into": (["playground", "--out", "{tmp}/good.jsonl"], "is a file, name a directory"),
     "binary recipe": (["pretrain", "--recipe", "{tmp}/binary.toml"], "not a text file that can be read"),
     "tokenizer over a model": (
         ["tokenizer", "train", "--data", "{tmp}/good.jsonl", "--out", "{tmp}/model"],

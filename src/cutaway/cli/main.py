@@ -15,6 +15,7 @@ from cutaway.errors import Stopped, UserError
 
 COMMANDS = {
     "quickstart": ("cutaway.cli.quickstart", "train a small model from nothing on this machine and talk to it"),
+    "playground": ("cutaway.cli.playground", "write the built-in data sets of a made-up town"),
     "tokenizer": ("cutaway.cli.tokenizer", "train a byte-level BPE vocabulary on your text"),
     "pretrain": ("cutaway.cli.pretrain", "next-token training on plain text"),
     "sft": ("cutaway.cli.sft", "fine-tuning on conversations"),

@@ -1,9 +1,10 @@
 """`cutaway quickstart`: the life of a small model, on text that the project makes itself."""
 
+import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,12 +15,15 @@ from cutaway.recipe import PretrainSettings, Recipe, RunSettings, TokenizerSetti
 
 log = logging.getLogger("cutaway")
 
+VOCAB_SIZE = 2000
+TRAINING: dict[Literal["pretrain", "sft"], float] = {"pretrain": 0.55, "sft": 0.45}
+"""Shares of the time for training that the two stages get."""
 _LEAST_MINUTES = 1.0
-_VOCAB_SIZE = 2000
+_SIZE_MB = 6.0
+_TOKENIZER_BYTES = 4_000_000
 _HOLDOUT_TOKENS = 4096
-_ANSWER_TOKENS = "48"
-_EPOCHS: dict[Literal["pretrain", "sft"], float] = {"pretrain": 8, "sft": 6}
-_SHARES: dict[Literal["pretrain", "sft"], float] = {"pretrain": 0.55, "sft": 0.4}
+_ANSWER_TOKENS = "64"
+_EPOCHS: dict[Literal["pretrain", "sft"], float] = {"pretrain": 1, "sft": 1}
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
             f"cutaway quickstart: --budget-minutes is {flags.budget_minutes}, must be {_LEAST_MINUTES} or more"
         )
     from cutaway.cli import chat
-    from cutaway.playground.small_set import EXAMPLE_QUESTIONS
+    from cutaway.playground.write import EXAMPLE_QUESTIONS
 
     model = train(flags)
     log.info("5/5 chat: `cutaway chat %s` opens it again", model)
@@ -58,23 +62,23 @@ def main(argv: Sequence[str]) -> int:
 
 def train(flags: QuickstartFlags) -> Path:
     """From nothing to a chat model; gives back its run directory."""
-    from cutaway.playground.small_set import make_small_set
+    from cutaway.playground.write import PlaygroundSettings, write_playground
     from cutaway.stages import pretrain, sft
     from cutaway.tokenization.train import train_tokenizer
 
     started, out = time.monotonic(), Path(flags.out)
     _check_seed(out, flags.seed)
     budget = None
-    small = make_small_set(flags.seed)
-    documents, conversations = small.save(out / "data")
+    size = _SIZE_MB if flags.budget_minutes is None else max(_SIZE_MB, 2 * flags.budget_minutes)
+    manifest = write_playground(out / "data", PlaygroundSettings(seed=flags.seed, size_mb=size))
+    documents, conversations = out / "data" / "pretrain.jsonl", out / "data" / "sft.jsonl"
+    counts = [manifest["files"][path.name]["records"] for path in (documents, conversations)]
     log.info(
-        "1/5 data: %d documents, %d conversations in %s", len(small.documents), len(small.conversations), out / "data"
+        "1/5 data: a town with %d facts, %d documents, %d conversations in %s", manifest["facts"], *counts, out / "data"
     )
     recipe = load_recipe("nano")
-    recipe = replace(recipe, tokenizer=TokenizerSettings(_VOCAB_SIZE, recipe.tokenizer.pattern, seed=flags.seed))
-    texts = [record["text"] for record in small.documents]
-    texts += [turn["content"] for record in small.conversations for turn in record["conversations"]]
-    tokenizer = train_tokenizer(texts, recipe.tokenizer)
+    recipe = replace(recipe, tokenizer=TokenizerSettings(VOCAB_SIZE, recipe.tokenizer.pattern, seed=flags.seed))
+    tokenizer = train_tokenizer(texts_for_tokenizer(out / "data"), recipe.tokenizer)
     tokenizer.save(out / "tokenizer")
     log.info("2/5 tokenizer: %d tokens in %s", tokenizer.vocab_size, out / "tokenizer")
     if flags.budget_minutes is not None:
@@ -83,6 +87,22 @@ def train(flags: QuickstartFlags) -> Path:
     base = pretrain.run(*_stage(recipe, "pretrain", flags, budget, documents, out / "tokenizer"))
     log.info("4/5 fine-tuning on conversations")
     return sft.run(*_stage(recipe, "sft", flags, budget, conversations, base))
+
+
+def texts_for_tokenizer(data: Path) -> Iterator[str]:
+    """The first megabytes of both sets as the model will read them, tool schemas included, for the vocabulary."""
+    from cutaway.tokenization.chat import render_text
+
+    for name in ("pretrain.jsonl", "sft.jsonl"):
+        read = 0
+        with (data / name).open(encoding="utf-8") as lines:
+            for line in lines:
+                record = json.loads(line)
+                text = record["text"] if "text" in record else render_text(record["conversations"])
+                yield text
+                read += len(line.encode())
+                if read > _TOKENIZER_BYTES:
+                    break
 
 
 def _check_seed(out: Path, seed: int) -> None:
@@ -110,7 +130,7 @@ def _stage(
         )
     settings = replace(
         recipe.pretrain if name == "pretrain" else recipe.sft,
-        minutes=None if budget is None else _SHARES[name] * budget,
+        minutes=None if budget is None else 0.95 * TRAINING[name] * budget,
         epochs=_EPOCHS[name] if budget is None else None,
         seed=flags.seed,
         scripts="keep",  # the set has both scripts already

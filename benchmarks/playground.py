@@ -1,0 +1,147 @@
+"""What `nano` learns of the playground in ten minutes: every skill, by language, in trained and never trained forms.
+
+python benchmarks/playground.py --out runs/bench/playground --seeds 0 1 2 [--minutes 10]
+
+For each seed: write the playground, train a vocabulary, pretrain and fine-tune within the minutes (both together,
+data and vocabulary aside), answer every evaluation set greedily. Prints tables with 95 % Wilson intervals; writes
+scores.json and answers.jsonl beside the run. A seed whose run is complete is only scored again.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cutaway.cli.quickstart import TRAINING, VOCAB_SIZE, texts_for_tokenizer
+from cutaway.evals.behaviour import Share
+from cutaway.evals.verified import Answered, answer_records, shares
+from cutaway.generation.engine import Engine
+from cutaway.model.weights import load_model
+from cutaway.playground.evaluation import toolboxes
+from cutaway.playground.world import make_world
+from cutaway.playground.write import PlaygroundSettings, write_playground
+from cutaway.recipe import RunSettings, TokenizerSettings, load_recipe
+from cutaway.stages import pretrain, sft
+from cutaway.tokenization.tokenizer import Tokenizer
+from cutaway.tokenization.train import train_tokenizer
+from cutaway.tools.toolbox import Toolbox
+from cutaway.training.checkpoint import Checkpoints
+from cutaway.training.precision import pick_device
+
+REQUIRED = {"fact": 0.90, "arithmetic": 0.80, "comparison": 0.80, "format": 0.95, "tool": 0.80}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="directory for data, runs and scores")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--minutes", type=float, default=10.0, help="pretraining and fine-tuning together")
+    parser.add_argument("--pretrain-share", type=float, default=TRAINING["pretrain"], help="of the minutes")
+    parser.add_argument("--size-mb", type=float, default=24.0)
+    parser.add_argument("--limit", type=int, help="only so many items of each skill, language and form")
+    parser.add_argument("--skills", nargs="+", help="only these sets")
+    flags = parser.parse_args(argv)
+    results = []
+    for seed in flags.seeds:
+        folder = flags.out / f"seed-{seed}"
+        if not (folder / "sft" / "curves.png").is_file():
+            train(folder, seed, flags)
+        results.append(score(folder, seed, flags))
+    if len(results) > 1:
+        print("\nseeds " + " ".join(map(str, flags.seeds)) + ": trained forms, all languages")
+        for skill in results[0]:
+            print(f"{skill:20} " + " ".join(f"{result[skill]:6.1%}" for result in results if skill in result))
+    met = all(result.get(skill, 1.0) >= least for result in results for skill, least in REQUIRED.items())
+    print("required: " + ", ".join(f"{skill} {least:.0%}" for skill, least in REQUIRED.items()), end=": ")
+    print("met by every seed" if met else "not met")
+    return 0 if met else 1
+
+
+def train(folder: Path, seed: int, flags: argparse.Namespace) -> None:
+    """Data, vocabulary, both stages."""
+    began = time.perf_counter()
+    write_playground(folder / "data", PlaygroundSettings(seed=seed, size_mb=flags.size_mb))
+    print(f"data: {time.perf_counter() - began:.0f} s", flush=True)
+    recipe = load_recipe("nano")
+    tokenizer = train_tokenizer(texts_for_tokenizer(folder / "data"), TokenizerSettings(VOCAB_SIZE, seed=seed))
+    tokenizer.save(folder / "tokenizer")
+    began = time.perf_counter()
+    init = folder / "tokenizer"
+    for stage, name, share in ((pretrain, "pretrain", flags.pretrain_share), (sft, "sft", 1 - flags.pretrain_share)):
+        settings = dataclasses.replace(
+            getattr(recipe, name), minutes=share * flags.minutes, seed=seed, scripts="keep", holdout_tokens=4096
+        )
+        run = RunSettings(data=(str(folder / "data" / f"{name}.jsonl"),), out=str(folder / name), init=str(init))
+        if not Checkpoints(folder / name, 1).steps():
+            stage.run(dataclasses.replace(recipe, **{name: settings}), run)
+        init = folder / name
+    print(f"trained in {(time.perf_counter() - began) / 60:.2f} minutes", flush=True)
+
+
+def score(folder: Path, seed: int, flags: argparse.Namespace) -> dict[str, float]:
+    """Print the table of a run and give back the share right in trained forms, by skill."""
+    tokenizer = Tokenizer.load(folder / "sft")
+    model = load_model(folder / "sft", pick_device()).eval()
+    engine = Engine(model, tokenizer, slots=64, max_length=1024)
+    made = toolboxes(make_world(seed))
+
+    def toolbox(record: Mapping[str, Any]) -> Toolbox | None:
+        environment = record.get("environment")
+        return environment and made(environment["seed"], environment["language"])
+
+    began = time.perf_counter()
+    answered: list[Answered] = []
+    for path in sorted((folder / "data" / "eval").glob("*.jsonl")):
+        if path.stem == "clinic" or (flags.skills and path.stem not in flags.skills):
+            continue
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        answered += answer_records(engine, _limited(records, flags.limit), toolbox)
+    print(f"\nseed {seed}: {len(answered)} answers in {time.perf_counter() - began:.0f} s")
+    table = print_table(answered)
+    with (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
+        for one in answered:
+            line = {"id": one.record["id"], "ok": one.ok, "reason": one.reason, "said": one.said}
+            line["asked"] = one.record["conversations"][-1]["content"]
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    (folder / "scores.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    return {skill: row["trained"]["all"]["share"] for skill, row in table.items() if "trained" in row}
+
+
+def _limited(records: list[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
+    return [one for one in records if limit is None or int(one["id"].rpartition("/")[2]) < limit]
+
+
+def print_table(answered: list[Answered]) -> dict[str, Any]:
+    """One line a skill and form, the gap between the forms at its end; the same as data."""
+    languages = sorted({one.record["language"] for one in answered})
+    by_language = shares(answered, "skill", "form", "language")
+    overall = shares(answered, "skill", "form")
+    table: dict[str, Any] = {}
+    head = "".join(f"{language:>22}" for language in ("all", *languages))
+    print(f"{'skill':18} {'forms':8}{head}   gap")
+    for skill, form in overall:
+        cells = {"all": overall[skill, form]} | {
+            language: by_language[skill, form, language]
+            for language in languages
+            if (skill, form, language) in by_language
+        }
+        gap = ""
+        if form == "new" and (skill, "trained") in overall:
+            gap = f"{overall[skill, form].share - overall[skill, 'trained'].share:+.1%}"
+        print(
+            f"{skill:18} {form:8}" + "".join(f"{_cell(cells.get(key)):>22}" for key in ("all", *languages)) + f"  {gap}"
+        )
+        table.setdefault(skill, {})[form] = {key: dataclasses.asdict(share) for key, share in cells.items()}
+    return table
+
+
+def _cell(share: Share | None) -> str:
+    return "" if share is None else f"{share.share:.1%} [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Greedy answers to records with verifiers, many at a time; a record with an environment may use its tools."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cutaway.evals.behaviour import Share
+from cutaway.generation.conversation import answer_message, answer_prompt
+from cutaway.generation.engine import Engine
+from cutaway.generation.generate import generate
+from cutaway.generation.sampling import Sampling
+from cutaway.tokenization.messages import Message
+from cutaway.tools.toolbox import Toolbox
+from cutaway.verifiers.table import run_verifier
+
+Record = Mapping[str, Any]
+MAX_ROUNDS = 6
+"""Answers to one question, those that only call tools included."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A record, what was said after its prompt, and the verdict."""
+
+    record: Record
+    said: list[Message]
+    ok: bool
+    reason: str
+
+    @property
+    def text(self) -> str:
+        """The last answer."""
+        return str(self.said[-1]["content"])
+
+
+def answer_records(
+    engine: Engine,
+    records: Sequence[Record],
+    toolbox_of: Callable[[Record], Toolbox | None] = lambda record: None,
+    max_new_tokens: int = 128,
+) -> list[Answered]:
+    """Answer every record greedily. A record's `conversations` is the prompt, `thinking` opens a thinking block,
+    `verifier` judges the last answer and `calls`, where it has any, all calls that were made."""
+    said: list[list[Message]] = [[] for _ in records]
+    active = list(range(len(records)))
+    greedy = Sampling(temperature=0.0)
+    for _ in range(MAX_ROUNDS):
+        if not active:
+            break
+        prompts = [
+            answer_prompt([*records[i]["conversations"], *said[i]], engine.tokenizer, records[i].get("thinking"))
+            for i in active
+        ]
+        done = generate(engine, prompts, sampling=greedy, max_new_tokens=max_new_tokens)
+        going_on = []
+        for i, completion in zip(active, done, strict=True):
+            message = answer_message(completion.ids, engine.tokenizer, records[i].get("thinking"))
+            said[i].append(message)
+            toolbox = toolbox_of(records[i]) if message.get("tool_calls") else None
+            if toolbox is not None:
+                for call in message["tool_calls"]:
+                    said[i].append({"role": "tool", "content": toolbox.call(call["name"], call["arguments"]).text})
+                going_on.append(i)
+        active = going_on
+    return [judge_record(record, turns) for record, turns in zip(records, said, strict=True)]
+
+
+def judge_record(record: Record, said: list[Message]) -> Answered:
+    """The verdict on a transcript."""
+    verdict = run_verifier(record["verifier"], str(said[-1]["content"]))
+    if verdict.ok and "calls" in record:
+        calls = [call for message in said for call in message.get("tool_calls", ())]
+        text = "\n".join(f"<tool_call>{json.dumps(call, ensure_ascii=False)}</tool_call>" for call in calls)
+        verdict = run_verifier({"name": "tool_calls", "args": {"calls": record["calls"]}}, text)
+    return Answered(record, said, verdict.ok, verdict.reason)
+
+
+def shares(answered: Sequence[Answered], *keys: str) -> dict[tuple[str, ...], Share]:
+    """The share of right answers, with its interval, of each group that the records' `keys` make."""
+    groups: dict[tuple[str, ...], list[bool]] = {}
+    for one in answered:
+        groups.setdefault(tuple(str(one.record[key]) for key in keys), []).append(one.ok)
+    return {key: Share.of(flags) for key, flags in groups.items()}

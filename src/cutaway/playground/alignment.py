@@ -1,0 +1,127 @@
+"""Sets for the stages after fine-tuning: preference pairs, RL prompts by difficulty, and tasks for agents."""
+
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from cutaway.playground import arithmetic
+from cutaway.playground.evaluation import DAYS_OF_SETS, item_record, tool_record, toolboxes
+from cutaway.playground.language import Language, make_language
+from cutaway.playground.skills import MAKERS, Item, fact, fill, key_of, question_turns, sorting
+from cutaway.playground.world import World
+
+Record = dict[str, Any]
+
+KINDS = ("right over wrong", "concise over rambling", "polite over rude", "in format over out of format")
+RUDE: dict[str, tuple[str, ...]] = {
+    "en": ("What a silly question. ", "Look it up yourself next time. ", "You really do not know that? ", "Ugh. "),
+    "zh": ("真是個笨問題。", "下次自己去查。", "你連這個都不知道？", "煩死了。"),
+}
+RAMBLING: dict[str, tuple[str, ...]] = {
+    "en": ("That is an interesting question. ", "Let me think about it for a while. ", "There is much to say here. "),
+    "zh": ("這是個很有趣的問題。", "讓我慢慢想一想。", "這件事可以說很多。"),
+}
+
+
+def preferences(world: World, seed: int, languages: tuple[str, ...], count: int) -> Iterator[Record]:
+    """Pairs of answers to one question, the four kinds in turn; `kind` says why one is chosen."""
+    draw = random.Random(f"preferences {seed}")
+    for number in range(count):
+        language = make_language(languages[number % len(languages)])
+        kind = KINDS[number // len(languages) % len(KINDS)]
+        yield preference(world, language, draw, kind)
+
+
+def preference(world: World, language: Language, draw: random.Random, kind: str) -> Record:
+    """One pair of a kind."""
+    skills = ("format",) if kind == KINDS[3] else ("fact", "fact", "comparison", "arithmetic", "refusal")
+    item = MAKERS[draw.choice(skills)](world, language, draw, "train")
+    if kind == KINDS[0] or kind == KINDS[3]:
+        worse = draw.choice(item.wrong)
+    elif kind == KINDS[1]:
+        more = [fact(world, language, draw, "train").answer for _ in range(draw.randint(2, 3))]
+        worse = language.join([_said(language, draw.choice(RAMBLING[key_of(language)])).strip(), *more, item.answer])
+    else:
+        worse = _said(language, draw.choice(RUDE[key_of(language)])) + item.answer
+    return {
+        "chosen": question_turns(item.question, item.answer),
+        "rejected": question_turns(item.question, worse),
+        "kind": kind,
+        "language": language.code,
+    }
+
+
+def _said(language: Language, text: str) -> str:
+    return language.pick(text, text)
+
+
+# RL
+
+
+def long_sum(world: World, language: Language, draw: random.Random) -> Item:
+    """The sum of three numbers below a hundred; no two neighbours are a pair that is held out."""
+    while True:
+        numbers = [draw.randrange(10, 60) for _ in range(3)]
+        if not any(arithmetic.is_held_out(world, a, "+", b) for a, b in itertools.pairwise(numbers)):
+            break
+    said = "+".join(map(str, numbers))
+    question = fill(language.pick("What is {x}?", "{x}等於多少？"), x=said)
+    verifier = {"name": "numeric", "args": {"expected": sum(numbers)}}
+    return Item(
+        "long_sum", language.code, question, f"{said}={sum(numbers)}", verifier, (f"{said}={sum(numbers) + 1}",)
+    )
+
+
+def product(world: World, language: Language, draw: random.Random) -> Item:
+    """The product of two three-digit numbers, out of reach without a calculator."""
+    a, b = draw.randrange(100, 1000), draw.randrange(100, 1000)
+    question = fill(language.pick("What is {x}?", "{x}等於多少？"), x=f"{a}*{b}")
+    verifier = {"name": "numeric", "args": {"expected": a * b}}
+    return Item("product", language.code, question, f"{a}*{b}={a * b}", verifier, (f"{a}*{b}={a * b + 10}",))
+
+
+def rl_prompts(world: World, seed: int, languages: tuple[str, ...], count: int, hard: bool = False) -> Iterator[Record]:
+    """Prompts with verifiers, the languages and levels (see `LEVELS`) in turn; the `hard` ones are products that hardly
+    any sample solves."""
+    draw = random.Random(f"rl {seed} {hard}")
+    asked: set[str] = set()
+    for number in range(count):
+        language = make_language(languages[number % len(languages)])
+        level = 5 if hard else number // len(languages) % len(LEVELS) + 1
+        for _ in range(100):
+            item = product(world, language, draw) if hard else _leveled(world, language, draw, level)
+            if item.question not in asked:
+                break
+        asked.add(item.question)
+        name = "hard" if hard else "rl"
+        labels = {"skill": item.skill, "language": language.code, "level": level}
+        yield {"id": f"{name}/{language.code}/{number}", **labels, **item_record(item)}
+
+
+LEVELS = ("two_hop", "sort five", "long_sum", "sort six", "comparison")
+
+
+def _leveled(world: World, language: Language, draw: random.Random, level: int) -> Item:
+    match LEVELS[level - 1]:
+        case "long_sum":
+            return long_sum(world, language, draw)
+        case "sort five":
+            return sorting(world, language, draw, "train", 5)
+        case "sort six":
+            return sorting(world, language, draw, "train", 6)
+        case skill:
+            return MAKERS[skill](world, language, draw, "train")
+
+
+def agent_tasks(world: World, seed: int, languages: tuple[str, ...], count: int) -> Iterator[Record]:
+    """Questions that need one to three calls of the town's tools."""
+    draw = random.Random(f"agent {seed}")
+    toolbox = toolboxes(world)
+    for number in range(count):
+        language = make_language(languages[number % len(languages)])
+        calls = number // len(languages) % 3 + 1
+        day = draw.choice(DAYS_OF_SETS)
+        record = tool_record(world, language, draw, "train", day, toolbox(day, language.code), calls)
+        labels = {"skill": "agent", "language": language.code, "level": calls}
+        yield {"id": f"agent/{language.code}/{number}", **labels, **record}

@@ -1,0 +1,122 @@
+"""Evaluation sets: questions with verifiers, in question forms that were trained and in forms that never were."""
+
+import functools
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from cutaway.playground.language import Language, make_language
+from cutaway.playground.skills import MAKERS, Item, Split, clinic
+from cutaway.playground.world import World
+from cutaway.playground.world_tools import exchange, make_toolbox, tool_prompt
+from cutaway.tools.toolbox import Toolbox
+
+Record = dict[str, Any]
+
+MAIN = ("fact", "arithmetic", "comparison", "format", "tool", "two_hop")
+"""Skills with a target, and two-hop questions, have `ITEMS` a language; the others `FEWER`."""
+ITEMS: dict[Split, int] = {"heldout": 350, "new": 150}
+FEWER: dict[Split, int] = {"heldout": 100, "new": 50}
+THOUGHT_OUT = ("arithmetic", "comparison", "two_hop", "counting")
+"""Skills that are asked a second time with thinking, as `SKILL_thinking`."""
+CALLS = {"tool": 1, "tool_two_calls": 2, "tool_three_calls": 3}
+DAYS_OF_SETS = tuple(range(1000, 1064))
+"""Days of the tools in evaluation and RL; none of them answers in fine-tuning."""
+FORMS: dict[Split, str] = {"train": "trained", "heldout": "trained", "new": "new"}
+MAX_TRIES = 40
+"""Draws for each record wanted, before a set is left smaller than asked: some have few different questions."""
+
+
+def evaluation_sets(world: World, seed: int, languages: tuple[str, ...]) -> Iterator[tuple[str, list[Record]]]:
+    """Name and records of every set."""
+    toolbox = toolboxes(world)
+    for skill, maker in (*MAKERS.items(), ("clinic", clinic)):
+        found: list[Record] = []
+        for language, split, draw in _parts(skill, seed, languages):
+
+            def make(
+                language: Language = language, split: Split = split, draw: random.Random = draw, maker: Any = maker
+            ) -> Record:
+                return item_record(maker(world, language, draw, split))
+
+            found += _different(make, skill, language, split)
+        yield skill, found
+        if skill in THOUGHT_OUT:
+            yield f"{skill}_thinking", [_with_thinking(record) for record in _fewer(found)]
+    for skill, count in CALLS.items():
+        found = []
+        for language, split, draw in _parts(skill, seed, languages):
+
+            def call(
+                language: Language = language, split: Split = split, draw: random.Random = draw, count: int = count
+            ) -> Record:
+                day = draw.choice(DAYS_OF_SETS)
+                return tool_record(world, language, draw, split, day, toolbox(day, language.code), count)
+
+            found += _different(call, skill, language, split)
+        yield skill, found
+
+
+def toolboxes(world: World) -> Callable[[int, str], Toolbox]:
+    """The toolbox of a day and language, each made once."""
+    return functools.cache(lambda day, code: make_toolbox(world, day, code))
+
+
+def _parts(skill: str, seed: int, languages: tuple[str, ...]) -> Iterator[tuple[Language, Split, random.Random]]:
+    """Each part of a set draws by itself, so that no part changes with another."""
+    for code in languages:
+        for split in ITEMS:
+            yield make_language(code), split, random.Random(f"evaluation {seed} {skill} {code} {split}")
+
+
+def _different(make: Callable[[], Record], skill: str, language: Language, split: Split) -> list[Record]:
+    """As many records as the skill should have, no two with the same question."""
+    wanted = (ITEMS if skill in MAIN else FEWER)[split]
+    found: dict[str, Record] = {}
+    for _ in range(MAX_TRIES * wanted):
+        record = make()
+        found.setdefault(record["conversations"][-1]["content"], record)
+        if len(found) == wanted:
+            break
+    form = FORMS[split]
+    labels = {"skill": skill, "language": language.code, "form": form}
+    return [
+        {"id": f"{skill}/{language.code}/{form}/{number}", **labels, **record}
+        for number, record in enumerate(found.values())
+    ]
+
+
+def item_record(item: Item) -> Record:
+    """An item as an RL prompt."""
+    return {"conversations": [{"role": "user", "content": item.question}], "verifier": item.verifier}
+
+
+def tool_record(
+    world: World, language: Language, draw: random.Random, split: Split, day: int, toolbox: Toolbox, count: int
+) -> Record:
+    """A question that needs tools, with the calls that solve it; `verifier` judges the last answer."""
+    found = exchange(world, language, draw, split, toolbox, count)
+    return {
+        "conversations": [tool_prompt(toolbox, found.tools, draw), found.turns[0]],
+        "verifier": found.verifier,
+        "calls": found.calls,
+        "environment": {"name": "playground", "seed": day, "language": language.code},
+    }
+
+
+def _with_thinking(record: Record) -> Record:
+    skill = f"{record['skill']}_thinking"
+    return record | {"id": record["id"].replace(record["skill"], skill, 1), "skill": skill, "thinking": True}
+
+
+def _fewer(records: list[Record]) -> list[Record]:
+    """At most as many of each language and form as the smaller sets have, except for two-hop questions."""
+    counts: dict[tuple[str, str], int] = {}
+    kept = []
+    for record in records:
+        key = record["language"], record["form"]
+        counts[key] = counts.get(key, 0) + 1
+        most = ITEMS if record["skill"] == "two_hop" else FEWER
+        if counts[key] <= most["new" if record["form"] == "new" else "heldout"]:
+            kept.append(record)
+    return kept
