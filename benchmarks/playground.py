@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.cli.quickstart import TRAINING, VOCAB_SIZE, texts_for_tokenizer
-from cutaway.evals.behaviour import Share
+from cutaway.evals.intervals import Share
 from cutaway.evals.verified import Answered, answer_records, shares
 from cutaway.generation.engine import Engine
 from cutaway.model.weights import load_model

@@ -14,7 +14,9 @@ from llama_cpp import Ask, ask, needs_llama_cpp
 from cutaway.data.scripts import convert_document, parse_scripts
 from cutaway.exporting.gguf_file import write_gguf
 from cutaway.model.weights import save_model
-from cutaway.playground.small_set import make_small_set
+from cutaway.playground.language import LANGUAGES
+from cutaway.playground.pretraining import documents as town_documents
+from cutaway.playground.world import make_world
 from cutaway.recipe import TokenizerSettings
 from cutaway.tokenization.tokenizer import SPECIAL_TOKENS, TAG_TOKENS, Tokenizer
 from cutaway.tokenization.train import train_tokenizer
@@ -66,7 +68,7 @@ def tokenizer(pattern: str) -> Tokenizer:
 
 @cache
 def prose() -> tuple[str, ...]:
-    documents = [record["text"] for record in make_small_set(documents=400, conversations=1).documents]
+    documents = list(town_documents(make_world(0), 0, LANGUAGES, size=80_000))
     hant = [convert_document(text, parse_scripts("hant:1"), 0) for text in documents]
     return (*documents, *hant)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cutaway.evals.behaviour import Share
+from cutaway.evals.intervals import Share
 from cutaway.generation.conversation import answer_message, answer_prompt
 from cutaway.generation.engine import Engine
 from cutaway.generation.generate import generate

@@ -79,7 +79,7 @@ def _different(make: Callable[[], Record], skill: str, language: Language, split
         if len(found) == wanted:
             break
     form = FORMS[split]
-    labels = {"skill": skill, "language": language.code, "form": form}
+    labels = {"skill": skill, "language": language.code, "form": form, "subject": f"{language.code}, {form} forms"}
     return [
         {"id": f"{skill}/{language.code}/{form}/{number}", **labels, **record}
         for number, record in enumerate(found.values())
