@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cutaway.cli.quickstart import TRAINING, VOCAB_SIZE, texts_for_tokenizer
+from cutaway.cli.quickstart import RATES, TRAINING, VOCAB_SIZE, texts_for_tokenizer
 from cutaway.evals.intervals import Share
 from cutaway.evals.verified import Answered, answer_records, shares
 from cutaway.generation.engine import Engine
@@ -73,7 +73,12 @@ def train(folder: Path, seed: int, flags: argparse.Namespace) -> None:
     init = folder / "tokenizer"
     for stage, name, share in ((pretrain, "pretrain", flags.pretrain_share), (sft, "sft", 1 - flags.pretrain_share)):
         settings = dataclasses.replace(
-            getattr(recipe, name), minutes=share * flags.minutes, seed=seed, scripts="keep", holdout_tokens=4096
+            getattr(recipe, name),
+            minutes=share * flags.minutes,
+            seed=seed,
+            scripts="keep",
+            holdout_tokens=4096,
+            **RATES[name],
         )
         run = RunSettings(data=(str(folder / "data" / f"{name}.jsonl"),), out=str(folder / name), init=str(init))
         if not Checkpoints(folder / name, 1).steps():

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cutaway.cli.common import parse
 from cutaway.errors import UserError
@@ -18,6 +18,11 @@ log = logging.getLogger("cutaway")
 VOCAB_SIZE = 2000
 TRAINING: dict[Literal["pretrain", "sft"], float] = {"pretrain": 0.55, "sft": 0.45}
 """Shares of the time for training that the two stages get."""
+RATES: dict[str, dict[str, Any]] = {
+    "pretrain": {"batch_tokens": 4096, "optimizer": "muon", "muon_lr": 0.015, "adam_lr": 0.003},
+    "sft": {"batch_tokens": 4096, "optimizer": "muon", "muon_lr": 0.01, "adam_lr": 0.002},
+}
+"""Many small steps: in so short a run their number counts for more than how smooth each is."""
 _LEAST_MINUTES = 1.0
 _SIZE_MB = 6.0
 _TOKENIZER_BYTES = 4_000_000
@@ -135,6 +140,7 @@ def _stage(
         seed=flags.seed,
         scripts="keep",  # the set has both scripts already
         holdout_tokens=_HOLDOUT_TOKENS,
+        **RATES[name],
     )
     recipe = (
         replace(recipe, pretrain=settings) if isinstance(settings, PretrainSettings) else replace(recipe, sft=settings)

@@ -42,9 +42,9 @@ def result(a: int, sign: str, b: int) -> int:
 
 
 def working(language: Language, a: int, sign: str, b: int) -> str:
-    """The columns, ones first, the carry written out: `Ones: 7+8=15. Tens: 4+3+1=8.`"""
+    """The calculation and its columns, ones first, the carry written out: `47+38: ones 7+8=15, tens 4+3+1=8`."""
     ones, tens = columns(a, sign, b)
-    return language.pick(f"Ones: {ones}. Tens: {tens}.", f"個位：{ones}。十位：{tens}。")
+    return language.pick(f"{a}{sign}{b}: ones {ones}, tens {tens}", f"{a}{sign}{b}：個位{ones}，十位{tens}")
 
 
 def columns(a: int, sign: str, b: int) -> tuple[str, str]:
@@ -60,7 +60,7 @@ def columns(a: int, sign: str, b: int) -> tuple[str, str]:
 
 def worked_answer(language: Language, a: int, sign: str, b: int) -> str:
     """Working and result; small pairs are known by heart."""
-    said = f"{a}{sign}{b}={result(a, sign, b)}"
+    right = result(a, sign, b)
     if in_table(a, sign, b):
-        return language.pick(f"{said}.", f"{said}。")
-    return working(language, a, sign, b) + language.pick(f" So {said}.", f"所以{said}。")
+        return language.pick(f"{a}{sign}{b}={right}.", f"{a}{sign}{b}={right}。")
+    return working(language, a, sign, b) + language.pick(f", so {right}.", f"，所以是{right}。")

@@ -16,18 +16,18 @@ from cutaway.tools.toolbox import Toolbox
 Turn = dict[str, Any]
 
 SHARES = {
-    "fact": 0.20,
-    "arithmetic": 0.15,
-    "comparison": 0.11,
-    "two_hop": 0.07,
-    "format": 0.09,
-    "counting": 0.03,
-    "sorting": 0.03,
+    "fact": 0.19,
+    "arithmetic": 0.17,
+    "comparison": 0.13,
+    "two_hop": 0.06,
+    "format": 0.08,
+    "counting": 0.02,
+    "sorting": 0.02,
     "rewriting": 0.03,
     "translation": 0.03,
-    "refusal": 0.02,
+    "refusal": 0.01,
     "talk": 0.01,
-    "tool": 0.23,
+    "tool": 0.25,
 }
 """Shares of the tokens, those of the prompts included."""
 THINKING = 0.3

@@ -14,14 +14,15 @@ from cutaway.playground.world_tools import exchange, make_toolbox
 from cutaway.tools.toolbox import Toolbox
 
 SHARES = {
-    "entry": 0.38,
-    "table": 0.05,
+    "entry": 0.30,
+    "table": 0.03,
     "dialogue": 0.15,
-    "story": 0.05,
-    "comparison": 0.08,
-    "glossary": 0.04,
-    "sums": 0.21,
-    "notes": 0.04,
+    "story": 0.03,
+    "comparison": 0.10,
+    "glossary": 0.03,
+    "sums": 0.20,
+    "notes": 0.07,
+    "drill": 0.09,
 }
 """Shares of the tokens. Facts stand in entries, tables and dialogues."""
 DAYS = 64
@@ -183,6 +184,25 @@ def glossary(world: World, language: Language, draw: random.Random) -> str:
     return "\n".join(f"{language.words[group][index]} = {other.words[group][index]}" for index in chosen)
 
 
+def drill(world: World, language: Language, draw: random.Random) -> str:
+    """Words or numbers said twice, or backwards: to copy is the first thing that every other skill needs."""
+    lines = []
+    for _ in range(draw.randint(2, 4)):
+        if draw.random() < 0.5:
+            words = [str(draw.randrange(1000)) for _ in range(draw.randint(2, 4))]
+        else:
+            groups = draw.choices(("person", "good", "place", "trade", "month", "food"), k=draw.randint(2, 4))
+            words = [draw.choice(language.words[group]) for group in groups]
+        again = language.pick(" once more: ", "，再說一次：")
+        if draw.random() < 0.25:
+            lines.append(
+                language.list(words) + language.pick(" backwards: ", "，倒過來：") + language.list(words[::-1])
+            )
+        else:
+            lines.append(language.list(words) + again + language.list(words))
+    return "\n".join(lines)
+
+
 def sums(world: World, language: Language, draw: random.Random) -> str:
     """Sums and differences: bare, in words, worked out in columns, or as a question with its answer."""
     style = draw.random()
@@ -202,8 +222,8 @@ def sums(world: World, language: Language, draw: random.Random) -> str:
             item = calculation_item(language, draw, "train", a, sign, b)
             lines.append(f"{item.question} {item.answer}")
         else:
-            lines.append(_explained(language, a, sign, b) if draw.random() < 0.3 else "")
-            lines[-1] = lines[-1] or f"{a}{sign}{b}: {arithmetic.worked_answer(language, a, sign, b)}"
+            tell = _explained if draw.random() < 0.3 else arithmetic.worked_answer
+            lines.append(tell(language, a, sign, b))
     return "\n".join(lines)
 
 
@@ -241,4 +261,5 @@ WRITERS: dict[str, Callable[[World, Language, random.Random], str]] = {
     "comparison": compare,
     "glossary": glossary,
     "sums": sums,
+    "drill": drill,
 }
