@@ -74,7 +74,7 @@ def test_several_processes_give_the_same_files(
     tmp_path: Path, kind: str, records: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "SMALL_INPUT", 0)
-    monkeypatch.setattr("cutaway.data.tokenize.CHUNK_BYTES", 500)
+    monkeypatch.setattr("cutaway.data.parallel.CHUNK_BYTES", 500)
     paths = [write_jsonl(tmp_path / f"{name}.jsonl", records[place:]) for place, name in enumerate("ab")]
     seen: list[tuple[float, int]] = []
     one = build(paths, kind, root=tmp_path / "one", progress=lambda share, count: seen.append((share, count)))
@@ -88,7 +88,7 @@ def test_several_processes_give_the_same_files(
 
 def test_an_error_in_a_process_reaches_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "SMALL_INPUT", 0)
-    monkeypatch.setattr("cutaway.data.tokenize.CHUNK_BYTES", 500)
+    monkeypatch.setattr("cutaway.data.parallel.CHUNK_BYTES", 500)
     paths = [write_jsonl(tmp_path / "a.jsonl", TEXTS), write_jsonl(tmp_path / "b.jsonl", [*TEXTS[:99], {"text": 3}])]
     with pytest.raises(UserError, match=r"b\.jsonl:100: 'text' must be a string"):
         build(paths, workers=2)

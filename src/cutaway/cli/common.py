@@ -7,7 +7,7 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -155,6 +155,22 @@ def parse(cls: type[Flags], argv: Sequence[str], *, prog: str, default: Flags | 
         if not stop.code:
             raise
         raise UserError(f"{prog}: {one_line(errors.getvalue(), argv)} (see {prog} --help)") from None
+
+
+@contextlib.contextmanager
+def progress_bar(name: str) -> Iterator[Callable[[float, int], None] | None]:
+    """A bar on a terminal, for work that tells its share done and a count; None elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn(f"[bold]{name}"), BarColumn(), TextColumn("{task.fields[count]:,}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(name, total=1.0, count=0)
+        yield lambda share, count: progress.update(task, completed=share, count=count)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,15 @@
-"""`cutaway data check` and `cutaway data stats`: is a file usable, and what is in it?"""
+"""`cutaway data check`, `stats`, `clean`: is a file usable, what is in it, and what should not be."""
 
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import tyro
 
-from cutaway.cli.common import parse
+from cutaway.cli.common import parse, progress_bar
 from cutaway.errors import UserError
 
 KindFlag = Literal["auto", "pretrain", "sft", "preference", "rl", "multiple_choice"]
@@ -38,25 +39,50 @@ class StatsFlags:
     """Print one JSON object a file instead of tables."""
 
 
+@dataclass(frozen=True)
+class _CleanFiles:
+    """What is read and written."""
+
+    files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILE...")]
+    """Files (.jsonl, .jsonl.gz, .jsonl.xz, .jsonl.zst, .parquet)."""
+    out: str
+    """File to write (.jsonl, .jsonl.gz, .jsonl.xz, .jsonl.zst); the report goes beside it as .report.json."""
+    evaluation: tuple[str, ...] = ()
+    """Evaluation files whose questions must not be in the output."""
+    kind: KindFlag = "auto"
+    """What the records must be; `auto` takes what the first record is."""
+    workers: int | None = None
+    """Processes; by default one a core."""
+
+
+USAGE = """usage: cutaway data check FILE... [--kind KIND]
+       cutaway data stats FILE... [--tokenizer DIR]
+       cutaway data clean FILE... --out FILE [--evaluation FILE...]
+
+`cutaway data ACTION --help` explains the settings."""
+
+
 def main(argv: Sequence[str]) -> int:
-    """Dispatch `check` and `stats`."""
-    actions: dict[str, tuple[Any, Any]] = {"check": (CheckFlags, check), "stats": (StatsFlags, stats)}
+    """Dispatch the actions."""
+    actions = {"check": check, "stats": stats, "clean": clean}
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: cutaway data check FILE... [--kind KIND]\n       cutaway data stats FILE... [--tokenizer DIR]\n")
-        print("`cutaway data ACTION --help` explains the settings.")
+        print(USAGE)
         return 0
     if argv[0] not in actions:
         raise UserError(f"cutaway data: no action '{argv[0]}' (known: {', '.join(actions)})")
-    flags_type, action = actions[argv[0]]
-    flags = parse(flags_type, argv[1:], prog=f"cutaway data {argv[0]}")
-    if not flags.files:
-        raise UserError(f"cutaway data {argv[0]}: name at least one file")
-    action(flags)
+    actions[argv[0]](argv[1:])
     return 0
 
 
-def check(flags: CheckFlags) -> None:
+def _need(names: Sequence[str], action: str) -> None:
+    if not names:
+        raise UserError(f"cutaway data {action}: name at least one file")
+
+
+def check(argv: Sequence[str]) -> None:
     """Print one line a file. Raises UserError where anything is bad, after all files were read."""
+    flags = parse(CheckFlags, argv, prog="cutaway data check")
+    _need(flags.files, "check")
     from cutaway.data.describe import check_files
 
     messages: list[str] = []
@@ -76,8 +102,10 @@ def check(flags: CheckFlags) -> None:
         raise UserError(f"{total} bad records{listed}: repair them, or train with --skip-bad {total}")
 
 
-def stats(flags: StatsFlags) -> None:
+def stats(argv: Sequence[str]) -> None:
     """Print a small table, or a JSON object, for each file."""
+    flags = parse(StatsFlags, argv, prog="cutaway data stats")
+    _need(flags.files, "stats")
     from cutaway.data.describe import describe_files
     from cutaway.tokenization.tokenizer import Tokenizer
 
@@ -92,3 +120,35 @@ def stats(flags: StatsFlags) -> None:
             cells = value.items() if isinstance(value, dict) else ()
             text = ", ".join(f"{key} {cell}" for key, cell in cells if cell) if cells else str(value)
             print(f"  {name.replace('_', ' '):<20} {text}")
+
+
+def clean(argv: Sequence[str]) -> None:
+    """Clean files into one; print what was done and write it down beside the output."""
+    from cutaway.data.clean import clean_files
+    from cutaway.data.formats import suffix_of
+    from cutaway.data.rules import CleanSettings
+
+    @dataclass(frozen=True)
+    class CleanFlags:
+        """Normalise text, remove what is unfit, repeated or leaked from an evaluation, and say what was done."""
+
+        source: tyro.conf.OmitArgPrefixes[_CleanFiles]
+        settings: tyro.conf.OmitArgPrefixes[CleanSettings]
+
+    flags = parse(CleanFlags, argv, prog="cutaway data clean")
+    source = flags.source
+    _need(source.files, "clean")
+    with progress_bar("cleaning") as progress:
+        report = clean_files(
+            source.files,
+            source.out,
+            flags.settings,
+            evaluation=source.evaluation,
+            kind=None if source.kind == "auto" else source.kind,
+            workers=source.workers,
+            progress=progress,
+        )
+    path = Path(source.out.removesuffix(suffix_of(source.out)) + ".report.json")
+    path.write_text(json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    print(report)
+    print(f"written: {source.out}, {path}")

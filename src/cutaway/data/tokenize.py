@@ -1,15 +1,8 @@
 """From raw records to token ids and loss masks: chunks of lines, in this process or in several."""
 
 import json
-import multiprocessing
-import os
-import signal
 import sys
-import threading
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,16 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cutaway.data.formats import RawRecord, raw_records
+from cutaway.data.formats import RawRecord
 from cutaway.data.hashing import content_hash
+from cutaway.data.parallel import Place, chunks_of_files, map_chunks
 from cutaway.data.records import BadRecordError, parse_record
 from cutaway.data.scripts import ScriptMix, convert_conversation, convert_document
-from cutaway.errors import UserError
 from cutaway.tokenization.chat import render_to_fit
 from cutaway.tokenization.foreign import foreign_to_fit
 from cutaway.tokenization.tokenizer import Tokenizer
 
-CHUNK_BYTES = 2**20
 CacheKind = Literal["pretrain", "sft"]
 
 
@@ -153,88 +145,6 @@ def _token_lengths(tokenizer: Tokenizer) -> Any:
     return _lengths[1]
 
 
-_process_encoding: Encoding | None = None
-
-
-def start_process(encoding: Encoding) -> None:
-    """Runs once in each worker process, which keeps to one thread."""
-    global _process_encoding
-    # Ctrl-C reaches the whole process group: only the parent acts on it; a worker killed in its queue would block it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _process_encoding = encoding
-
-
-def encode_in_process(records: list[RawRecord]) -> Chunk:
-    """`encode_chunk` in a worker process."""
-    assert _process_encoding is not None
-    return encode_chunk(_process_encoding, records)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a chunk came from: the number of its file, and the bytes of input read when it was complete."""
-
-    file: int
-    position: int
-
-
 def encode_files(files: list[Path], encoding: Encoding, workers: int) -> Iterator[tuple[Place, Chunk]]:
     """Encode all records in order, with `workers` processes (1: in this one); few chunks are in memory at once."""
-    jobs = _jobs(files)
-    if workers > 1:
-        yield from _encode_in_pool(jobs, encoding, workers)
-        return
-    for place, records in jobs:
-        yield place, encode_chunk(encoding, records)
-
-
-def _jobs(files: list[Path]) -> Iterator[tuple[Place, list[RawRecord]]]:
-    before = position = 0
-    for number, file in enumerate(files):
-
-        def note(read: int, before: int = before) -> None:
-            nonlocal position
-            position = before + read
-
-        records: list[RawRecord] = []
-        size = 0
-        for record in raw_records(file, note):
-            records.append(record)
-            size += len(record.raw) if isinstance(record.raw, bytes) else 1000
-            if size >= CHUNK_BYTES or len(records) >= 4096:
-                yield Place(number, position), records
-                records, size = [], 0
-        before += file.stat().st_size
-        if records:
-            yield Place(number, before), records
-
-
-def _encode_in_pool(
-    jobs: Iterator[tuple[Place, list[RawRecord]]], encoding: Encoding, workers: int
-) -> Iterator[tuple[Place, Chunk]]:
-    pool = ProcessPoolExecutor(workers, _context(), initializer=start_process, initargs=(encoding,))
-    try:
-        waiting: deque[tuple[Place, Future[Chunk]]] = deque()
-        for place, records in jobs:
-            waiting.append((place, pool.submit(encode_in_process, records)))
-            if len(waiting) > 2 * workers:
-                place, future = waiting.popleft()
-                yield place, future.result()
-        for place, future in waiting:
-            yield place, future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a tokenising process died (out of memory, or a script without `if __name__ == '__main__':`); "
-            "try with workers = 1"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _context() -> Any:
-    """Fork is quick and needs no importable main module; with threads or CUDA in this process it is not safe."""
-    torch = sys.modules.get("torch")
-    cuda = torch is not None and torch.cuda.is_initialized()
-    safe = sys.platform == "linux" and threading.active_count() == 1 and not cuda
-    return multiprocessing.get_context("fork" if safe else "spawn")
+    return map_chunks(encode_chunk, encoding, chunks_of_files(files), workers)
