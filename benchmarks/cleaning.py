@@ -3,10 +3,10 @@
     python benchmarks/cleaning.py planted --text pretrain_extra.jsonl.xz --evaluation eval_*.jsonl.xz [--records N]
     python benchmarks/cleaning.py speed --text pretrain_extra.jsonl.xz --evaluation eval_*.jsonl.xz [--megabytes N]
 
-`planted` puts exact and near duplicates, junk and evaluation questions among the records of a file, cleans it, and counts.
-A near-duplicate is planted only where the exact Jaccard similarity is at least 0.85. An original that is removed as a
-near-duplicate is not held against the cleaner if it is one: exact Jaccard similarity of at least 0.8, counted here by
-means of its own.
+`planted` puts exact and near duplicates, junk and evaluation questions among the records of a file, cleans it, and
+counts. A near-duplicate is planted only where the exact Jaccard similarity is at least 0.85. An original that is
+removed as a near-duplicate is not held against the cleaner if it is one: exact Jaccard similarity of at least 0.8,
+counted here by means of its own.
 """
 
 import argparse
@@ -147,7 +147,7 @@ def try_planted(
             for number, line in enumerate(lines):
                 file.write(json.dumps({"text": line.text, "number": number}, ensure_ascii=False) + "\n")
         report = clean_files([source], out, CleanSettings(), evaluation=evaluation, examples=10**9)
-        kept = {json.loads(line)["number"] for line in open(out, encoding="utf-8")}
+        kept = {json.loads(line)["number"] for line in out.read_text(encoding="utf-8").splitlines()}
     put, found = Counter(line.kind for line in lines), Counter[str]()
     for number, line in enumerate(lines):
         found[line.kind] += number not in kept

@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from cutaway.data.formats import check_readable, raw_records, suffix_of
 from cutaway.data.near import NearIndex, permutations
@@ -220,7 +220,7 @@ def first_kind(files: Sequence[Path]) -> Kind:
     raise UserError(f"{', '.join(map(str, files))}: no record of a known kind")
 
 
-def _settle(finding: Finding, file: int, report: CleanReport, seen: Seen, sink: BinaryIO, examples: int) -> None:
+def _settle(finding: Finding, file: int, report: CleanReport, seen: Seen, sink: Any, examples: int) -> None:
     if not finding.rule:
         seen.check(finding, file, report.files)
     where = f"{report.files[file]}:{finding.line}"
@@ -238,17 +238,17 @@ def _settle(finding: Finding, file: int, report: CleanReport, seen: Seen, sink: 
             report.changed[name].add(where, finding, examples)
 
 
-def _writer(path: Path) -> BinaryIO:
+def _writer(path: Path) -> Any:
     """A file that compresses as its name says."""
     suffix = suffix_of(path)
     if suffix == ".jsonl.gz":
-        return gzip.open(path, "wb", compresslevel=6)  # type: ignore[return-value]
+        return gzip.open(path, "wb", compresslevel=6)
     if suffix == ".jsonl.xz":
-        return lzma.open(path, "wb", preset=3)  # type: ignore[return-value]
+        return lzma.open(path, "wb", preset=3)
     if suffix == ".jsonl.zst":
         try:
             import zstandard
         except ImportError:
             raise UserError(f"{path}: writing .zst needs the zstd extra: pip install 'cutaway[zstd]'") from None
-        return zstandard.open(path, "wb")  # type: ignore[no-any-return]
+        return zstandard.open(path, "wb")
     return open(path, "wb")

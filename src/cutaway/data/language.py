@@ -34,6 +34,7 @@ _NAMED_BY_WORDS = {LATIN: "latin", CYRILLIC: "cyrillic"}
 _ENGLISH = """the of and to a in is that it for as was with be on by he his at this from are or had not an but her
 she you which they were have i all their we who one there been what would has when more if will about so no said out up
 into"""
+IN_CYRILLIC = frozenset(("ru", "uk", "be", "bg", "sr", "mk", "kk", "ky", "mn"))
 ENGLISH_SHARE = 0.12
 SAMPLE = 400
 SURE = 0.9

@@ -20,18 +20,18 @@ from cutaway.data.hashing import mix64
 from cutaway.data.units import Ngrams
 from cutaway.errors import UserError
 
-SHINGLE, PERMUTATIONS, BANDS, ROWS = 5, 128, 16, 6
-Signatures = UInt32[np.ndarray, "documents 128"]
+SHINGLE, PERMUTATIONS, BANDS, ROWS = 5, 256, 16, 6
+Signatures = UInt32[np.ndarray, "documents 256"]
 
 
 @functools.cache
-def permutations() -> UInt32[np.ndarray, "2 128"]:
+def permutations() -> UInt32[np.ndarray, "2 256"]:
     """a and b of h -> a h + b modulo 2^32. Raises UserError where the extra is missing."""
     try:
         from datasketch import MinHash
     except ImportError:
         raise UserError("finding near-duplicates needs the text extra: pip install 'cutaway[text]'") from None
-    pairs: UInt32[np.ndarray, "2 128"] = MinHash(num_perm=PERMUTATIONS, scheme="affine32").permutations
+    pairs: UInt32[np.ndarray, "2 256"] = MinHash(num_perm=PERMUTATIONS, scheme="affine32").permutations
     return pairs
 
 
@@ -57,7 +57,7 @@ def bands(signature: Signatures) -> UInt64[np.ndarray, "documents 16"]:
     return mix64(((rows * weights).sum(axis=2, dtype=np.uint64) + keys).reshape(-1), 0).reshape(-1, BANDS)
 
 
-def sketches(signature: Signatures) -> UInt8[np.ndarray, "documents 128"]:
+def sketches(signature: Signatures) -> UInt8[np.ndarray, "documents 256"]:
     """The low byte of every minimum, enough to estimate a similarity once two documents are candidates."""
     return signature.astype(np.uint8)
 
@@ -71,7 +71,7 @@ class NearIndex:
         self._sketches = bytearray()
         self._names = array("Q")
 
-    def find(self, keys: list[int], sketch: UInt8[np.ndarray, "128"]) -> tuple[int, float] | None:
+    def find(self, keys: list[int], sketch: UInt8[np.ndarray, "256"]) -> tuple[int, float] | None:
         """Name and estimated similarity of the most similar document at or above the threshold."""
         best: tuple[int, float] | None = None
         get = self._holder.get
@@ -83,7 +83,7 @@ class NearIndex:
                 best = self._names[number], similarity
         return best
 
-    def add(self, keys: list[int], sketch: UInt8[np.ndarray, "128"], name: int) -> None:
+    def add(self, keys: list[int], sketch: UInt8[np.ndarray, "256"], name: int) -> None:
         """Remember a document under a name of at most 64 bits."""
         number = len(self._names)
         self._names.append(name)

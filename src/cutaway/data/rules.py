@@ -254,6 +254,8 @@ def _unwanted(text: str, classes: Any, english: float, wanted: frozenset[str]) -
     if not wanted:
         return ""
     found = language.by_script(classes)
+    if found == "cyrillic" and not wanted & language.IN_CYRILLIC:
+        return "a language in Cyrillic letters"
     if found in ("latin", "cyrillic"):
         if found == "latin" and english >= language.ENGLISH_SHARE:
             found = "en"

@@ -2,12 +2,12 @@
 script is one, punctuation and spaces are none. What is compared (duplicates, leaked questions, repetition) are runs of
 units.
 
-A unit is a 64-bit hash. Before hashing, letters are made lower case, full-width forms plain, and traditional characters
-simplified, so a text and its copy in the other script or with other punctuation are equal.
+A unit is a 64-bit hash. Before hashing, letters are made lower case, full-width forms plain, and the
+traditional and simplified forms of a character the same: a text equals its copy in the other script or with other
+punctuation.
 """
 
 import functools
-import re
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,7 +25,6 @@ Codes = Integer[np.ndarray, "_characters"]
 NONE, WORD, SINGLE = 0, 1, 2
 """Kinds of code points: between units, part of a word, a unit by itself."""
 _LONGEST = 64
-_HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
 
 
 class Text(NamedTuple):
@@ -147,11 +146,23 @@ def _tables() -> tuple[Integer[np.ndarray, "codepoints"], UInt64[np.ndarray, "co
     for start, end in ((0x2E80, 0x3000), (0x3005, 0x3008), (0x3040, 0x3100), (0x3400, 0xA000), (0xF900, 0xFB00)):
         kinds[start:end] = SINGLE
     kinds[0x20000:0x323B0] = SINGLE
+    han = slice(0x3400, 0xA000)
+    folded[han] = _same_in_both_scripts(list(map(chr, range(han.start, han.stop))))
+    return kinds, mix64(folded, 0x7AB1E)
+
+
+def _same_in_both_scripts(chars: list[str]) -> Codes:
+    """One code point for all characters that OpenCC turns into one another: 后 for 后 and 後, 着 or 著 for both."""
     import opencc
 
-    traditional = "".join(filter(_HAN.match, map(chr, range(0x3400, 0xA000))))
-    simplified = opencc.OpenCC("t2s").convert("\n".join(traditional)).split("\n")
-    for char, other in zip(traditional, simplified, strict=True):
-        if len(other) == 1:
-            folded[ord(char)] = ord(other)
-    return kinds, mix64(folded, 0x7AB1E)
+    first = ord(chars[0])
+    labels = np.arange(first, first + len(chars))
+    for config in ("t2s", "s2tw", "t2s"):
+        converted = opencc.OpenCC(config).convert("\n".join(chars)).split("\n")
+        pairs = [(place, ord(to) - first) for place, to in enumerate(converted) if len(to) == 1]
+        here, there = np.array([pair for pair in pairs if 0 <= pair[1] < len(chars)]).T
+        for _ in range(4):
+            least = np.minimum(labels[here], labels[there])
+            np.minimum.at(labels, here, least)
+            np.minimum.at(labels, there, least)
+    return labels.astype(np.uint32)
