@@ -188,7 +188,7 @@ def test_duplicates_name_their_original(tmp_path: Path) -> None:
         HANS + ENGLISH,
         "unlike " + ENGLISH,
         long,
-        f" {HANS}{ENGLISH}\r\n",
+        f"{HANS}{ENGLISH}  \r\n",
         long.replace("word7 ", "other "),
         copy,
     ]

@@ -1,4 +1,4 @@
-"""`cutaway data check`, `stats`, `clean`: is a file usable, what is in it, and what should not be."""
+"""`cutaway data get`, `check`, `stats`, `clean`: fetch files, see what is in them, take out what should not be."""
 
 import json
 import sys
@@ -55,7 +55,26 @@ class _CleanFiles:
     """Processes; by default one a core."""
 
 
-USAGE = """usage: cutaway data check FILE... [--kind KIND]
+@dataclass(frozen=True)
+class GetFlags:
+    """Fetch published data sets; a download that broke off goes on, and what arrives is checked.
+
+    A name is one of MiniMind's sets (pretrain_t2t, pretrain_t2t_mini, sft_t2t, sft_t2t_mini, dpo, rlaif, agent_rl,
+    agent_rl_math, lora_identity, lora_medical, lora_exam), an evaluation set (ceval, cmmlu, mmlu, arc_easy,
+    arc_challenge, hellaswag, piqa, openbookqa), or owner/name or owner/name:file of any data set on the hub.
+    HF_ENDPOINT names a mirror of the hub.
+    """
+
+    names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME...")]
+    """Data sets."""
+    out: str = "data"
+    """Folder to write."""
+    source: Literal["hf", "modelscope"] = "hf"
+    """The Hugging Face hub or a mirror of it, or ModelScope (MiniMind's sets are on both)."""
+
+
+USAGE = """usage: cutaway data get NAME... [--out DIR] [--source hf|modelscope]
+       cutaway data check FILE... [--kind KIND]
        cutaway data stats FILE... [--tokenizer DIR]
        cutaway data clean FILE... --out FILE [--evaluation FILE...]
 
@@ -64,7 +83,7 @@ USAGE = """usage: cutaway data check FILE... [--kind KIND]
 
 def main(argv: Sequence[str]) -> int:
     """Dispatch the actions."""
-    actions = {"check": check, "stats": stats, "clean": clean}
+    actions = {"get": get, "check": check, "stats": stats, "clean": clean}
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -76,7 +95,21 @@ def main(argv: Sequence[str]) -> int:
 
 def _need(names: Sequence[str], action: str) -> None:
     if not names:
-        raise UserError(f"cutaway data {action}: name at least one file")
+        raise UserError(f"cutaway data {action}: name at least one {'data set' if action == 'get' else 'file'}")
+
+
+def get(argv: Sequence[str]) -> None:
+    """Fetch, and print the path of every file."""
+    flags = parse(GetFlags, argv, prog="cutaway data get")
+    _need(flags.names, "get")
+    from cutaway.data import hub
+    from cutaway.data.catalogue import MINIMIND_FILES, MINIMIND_LICENCE
+
+    for name in flags.names:
+        for path in hub.get(name, Path(flags.out), flags.source):
+            print(path)
+    if any(name in MINIMIND_FILES for name in flags.names):
+        print(f"licence of MiniMind's sets: {MINIMIND_LICENCE}", file=sys.stderr)
 
 
 def check(argv: Sequence[str]) -> None:

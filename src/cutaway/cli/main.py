@@ -25,7 +25,7 @@ COMMANDS = {
     "serve": ("cutaway.cli.serve", "an OpenAI-compatible server and a chat page"),
     "eval": ("cutaway.cli.eval", "score a model, with intervals and the chance level"),
     "report": ("cutaway.cli.report", "compare runs: scores, differences, answers, curves, cost"),
-    "data": ("cutaway.cli.data", "check and describe training files"),
+    "data": ("cutaway.cli.data", "fetch, check, describe and clean training files"),
     "export": ("cutaway.cli.export", "write a model for llama.cpp, Ollama or ONNX"),
     "plot": ("cutaway.cli.plot", "draw the curves of runs as a PNG"),
     "doctor": ("cutaway.cli.doctor", "what this machine can do"),
