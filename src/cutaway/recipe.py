@@ -139,6 +139,8 @@ class TrainSettings:
     """Before training, write the first N rows with their trained tokens in colour (terminal and tokens.html)."""
     workers: int | None = None
     """Processes that tokenise; derived: one a core."""
+    track: Literal["off", "wandb", "swanlab", "trackio"] = "off"
+    """Send the metrics to a tracker too (extra `track`)."""
 
 
 @dataclass(frozen=True)

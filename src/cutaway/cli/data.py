@@ -103,13 +103,29 @@ def get(argv: Sequence[str]) -> None:
     flags = parse(GetFlags, argv, prog="cutaway data get")
     _need(flags.names, "get")
     from cutaway.data import hub
-    from cutaway.data.catalogue import MINIMIND_FILES, MINIMIND_LICENCE
 
     for name in flags.names:
-        for path in hub.get(name, Path(flags.out), flags.source):
-            print(path)
-    if any(name in MINIMIND_FILES for name in flags.names):
-        print(f"licence of MiniMind's sets: {MINIMIND_LICENCE}", file=sys.stderr)
+        path = None if name in hub.MINIMIND_FILES or "/" in name else _evaluation_set(name, Path(flags.out))
+        for file in hub.get(name, Path(flags.out), flags.source) if path is None else [path]:
+            print(file)
+    if any(name in hub.MINIMIND_FILES for name in flags.names):
+        print(f"licence of MiniMind's sets: {hub.MINIMIND_LICENCE}", file=sys.stderr)
+
+
+def _evaluation_set(name: str, out: Path) -> Path | None:
+    """The questions of an evaluation set as a file, for `data clean --evaluation`; None where there is no such set."""
+    from cutaway.evals.sets import SETS, load
+
+    if name not in SETS:
+        return None
+    lines = []
+    for item in load(name):
+        record = {"subject": item.subject, "question": item.question, "choices": item.choices, "answer": item.answer}
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    path = out / f"{name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
 
 
 def check(argv: Sequence[str]) -> None:

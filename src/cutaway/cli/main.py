@@ -27,6 +27,7 @@ COMMANDS = {
     "report": ("cutaway.cli.report", "compare runs: scores, differences, answers, curves, cost"),
     "data": ("cutaway.cli.data", "fetch, check, describe and clean training files"),
     "export": ("cutaway.cli.export", "write a model for llama.cpp, Ollama or ONNX"),
+    "push": ("cutaway.cli.push", "publish a run on the hub"),
     "plot": ("cutaway.cli.plot", "draw the curves of runs as a PNG"),
     "doctor": ("cutaway.cli.doctor", "what this machine can do"),
 }

@@ -6,12 +6,11 @@ huggingface_hub does the talking. Its own download into a folder begins again af
 
 import fnmatch
 import hashlib
-import json
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,25 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import get_session
 
-from cutaway.data.catalogue import EVALUATION_SETS, MINIMIND, MINIMIND_FILES, MINIMIND_ON_MODELSCOPE, EvaluationSet
-from cutaway.data.formats import raw_records
-from cutaway.data.records import BadRecordError, parse_json, validate
 from cutaway.errors import UserError
 
 log = logging.getLogger("cutaway")
+MINIMIND, MINIMIND_ON_MODELSCOPE = "jingyaogong/minimind_dataset", "gongjy/minimind_dataset"
+MINIMIND_FILES = {
+    "pretrain_t2t": "8.3 GB, plain text",
+    "pretrain_t2t_mini": "1.2 GB, plain text",
+    "sft_t2t": "14 GB, conversations, some with tools and thinking",
+    "sft_t2t_mini": "1.7 GB, conversations",
+    "dpo": "54 MB, preference pairs",
+    "rlaif": "24 MB, prompts",
+    "agent_rl": "82 MB, tool use with answers to check",
+    "agent_rl_math": "18 MB, sums with answers to check",
+    "lora_identity": "23 KB, who the model is",
+    "lora_medical": "34 MB, medical questions",
+    "lora_exam": "25 MB, the form of examination answers",
+}
+"""MiniMind's published sets; sizes as of September 2026. Each is NAME.jsonl in both repositories."""
+MINIMIND_LICENCE = "apache-2.0 and cc-by-nc-2.0, as their card says: the second does not allow commercial use"
 MODELSCOPE = "https://www.modelscope.cn"
 WAITS_S = (1.0, 4.0, 15.0)
 """Waits before the hub is asked again after an answer of 500 or above, or no answer."""
@@ -59,19 +71,14 @@ class RemoteFile:
 def get(name: str, out: Path, source: str = "hf") -> list[Path]:
     """Fetch a data set by name, or `owner/name` with an optional `:file` (which may be a pattern), into a folder.
 
-    Gives back the files; those of an evaluation set become one NAME.jsonl. Raises UserError with one line for whatever
-    goes wrong.
+    Gives back the files. Raises UserError with one line for whatever goes wrong.
     """
-    if name in EVALUATION_SETS:
-        if source != "hf":
-            raise UserError(f"{name}: evaluation sets are fetched from the hub only, leave --source away")
-        return [_evaluation_set(name, EVALUATION_SETS[name], out)]
     if name in MINIMIND_FILES:
         repository = MINIMIND if source == "hf" else MINIMIND_ON_MODELSCOPE
         return [_fetch(_find(repository, f"{name}.jsonl", source), out)]
     repository, _, file = name.partition(":")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        known = ", ".join([*MINIMIND_FILES, *EVALUATION_SETS])
+        known = ", ".join(MINIMIND_FILES)
         raise UserError(f"no data set '{name}': name a repository as owner/name or owner/name:file, or one of {known}")
     if file and "*" not in file:
         return [_fetch(_find(repository, file, source), out)]
@@ -153,6 +160,9 @@ def _fetch(remote: RemoteFile, out: Path) -> Path:
         partial.replace(target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror or error}") from None
+    finally:
+        if partial.is_file() and not partial.stat().st_size:
+            partial.unlink()
     log.info("%s: %.1f MB, %s", target, target.stat().st_size / 1e6, _checked(remote))
     return target
 
@@ -249,33 +259,3 @@ def trouble(error: Exception) -> str | None:
         kind = type(error).__name__
         return f"the hub at {hub} cannot be reached ({kind}); the same command goes on, HF_ENDPOINT names a mirror"
     return None
-
-
-def _evaluation_set(name: str, published: EvaluationSet, out: Path) -> Path:
-    """Fetch the files of an evaluation set and write them as one file of multiple-choice records."""
-    target = out / f"{name}.jsonl"
-    names = [
-        path for path in _list(published.repository, "hf", published.revision) if fnmatch.fnmatch(path, published.files)
-    ]
-    if not names:
-        raise UserError(f"{published.repository}: holds no file like {published.files}")
-    raw = out / f"{name}-files"
-    files = [_fetch(_find(published.repository, path, "hf", published.revision), raw) for path in sorted(names)]
-    lines = list(_records(published, raw, files))
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(target)
-    log.info("%s: %d questions, licence %s", target, len(lines), published.licence)
-    return target
-
-
-def _records(published: EvaluationSet, raw: Path, files: list[Path]) -> Iterator[str]:
-    for file in files:
-        for row in raw_records(file):
-            try:
-                value = parse_json(row.raw) if isinstance(row.raw, bytes) else row.raw
-                record = published.record(value, file.relative_to(raw).as_posix())
-                validate(record, "multiple_choice")
-            except (BadRecordError, KeyError, ValueError, TypeError) as error:
-                raise UserError(f"{file}:{row.line}: not in the form expected of this set: {error}") from None
-            yield json.dumps(record, ensure_ascii=False) + "\n"

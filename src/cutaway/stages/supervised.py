@@ -29,6 +29,7 @@ from cutaway.objectives.next_token import IGNORE
 from cutaway.recipe import Recipe, RunSettings, TrainSettings, load_recipe, load_run, save_recipe
 from cutaway.tokenization.dump import dump_html, dump_terminal
 from cutaway.tokenization.tokenizer import Tokenizer
+from cutaway.training.card import write_card
 from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.curves import draw_curves
 from cutaway.training.derive import Rule
@@ -196,6 +197,7 @@ def train(
         batches.close()
     if ranks.first:
         draw_curves(out, out / "curves.png")
+        write_card(out)
     return out
 
 
@@ -283,6 +285,7 @@ def _write_description(out: Path, material: Material, recipe: Recipe, run: RunSe
         "tokenizer": material.tokenizer.fingerprint,
     }
     save_recipe(recipe, out / "recipe.toml", dataclasses.replace(run, resume=False), made)
+    write_card(out)
 
 
 def main(stage: Callable[[Recipe, RunSettings], Path], arguments: list[str]) -> int:

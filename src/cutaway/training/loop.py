@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from cutaway.training.network import Network
 from cutaway.training.progress import TrainingProgress
 from cutaway.training.schedule import learning_rate_factor
 from cutaway.training.signals import StopFlag, StopSignals
+from cutaway.training.trackers import open_tracker
 
 log = logging.getLogger("cutaway")
 Step = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
@@ -103,7 +104,10 @@ class _Run:
         self.tokens: int = state.get("tokens", 0)
         self.earlier_s: float = state.get("elapsed_s", 0.0)
         self.last: dict[str, Any] = state.get("metrics", {})
-        self.log = MetricsLog(job.out, self.step if state else None) if self.ranks.first else None
+        self.log: MetricsLog | None = None
+        if self.ranks.first:
+            tracker = open_tracker(job.settings.track, job.out, asdict(job.settings), resume=bool(state))
+            self.log = MetricsLog(job.out, self.step if state else None, tracker)
         price = job.settings.price_per_hour
         self.progress = TrainingProgress(job.stage, job.total_steps, self.step, price, quiet=not self.ranks.first)
 

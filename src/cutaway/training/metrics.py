@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from cutaway.model.weights import write_text
+from cutaway.training.trackers import Tracker
 
 log = logging.getLogger("cutaway")
 
@@ -18,7 +19,8 @@ log = logging.getLogger("cutaway")
 class MetricsLog:
     """Appends metrics; on resume, lines later than the checkpoint are dropped so that no step stands twice."""
 
-    def __init__(self, run: Path, resume_step: int | None) -> None:
+    def __init__(self, run: Path, resume_step: int | None, tracker: Tracker | None = None) -> None:
+        self.tracker = tracker
         self.path = run / "metrics.jsonl"
         kept = _lines_until(self.path, resume_step) if resume_step is not None else []
         write_text("".join(kept), self.path)
@@ -30,6 +32,8 @@ class MetricsLog:
         rounded = {key: _rounded(value) if isinstance(value, float) else value for key, value in metrics.items()}
         self._file.write(json.dumps(rounded) + "\n")
         self._file.flush()
+        if self.tracker is not None:
+            self.tracker.write(metrics)
         if self._writer is not None:
             for key, value in metrics.items():
                 if key != "step" and isinstance(value, int | float):
@@ -38,6 +42,8 @@ class MetricsLog:
     def close(self) -> None:
         """Flush and close."""
         self._file.close()
+        if self.tracker is not None:
+            self.tracker.close()
         if self._writer is not None:
             self._writer.close()
 
