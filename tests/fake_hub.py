@@ -112,6 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({}, 200)
         elif parts[:3] == ["api", "repos", "create"]:
             self._create()
+        elif parts[:2] == ["api", "validate-yaml"]:
+            self._json({"errors": [], "warnings": []})
         elif path.endswith(".git/info/lfs/objects/batch"):
             self._lfs_batch()
         elif parts[:2] == ["api", "v1"]:

@@ -211,9 +211,19 @@ def read_wandb(run: Path, home: Path) -> list[dict[str, float]]:
 
 
 def read_swanlab(run: Path, home: Path) -> list[dict[str, float]]:
+    from google.protobuf.json_format import MessageToDict
+    from swanlab.proto.swanlab.record.v1.record_pb2 import Record
+    from swanlab.sdk.internal.core_python.store import DataStoreReader
+
     (path,) = run.rglob("*.swanlab")
-    text = path.read_bytes()
-    return [{"step": float(step), "loss": 0.0} for step in (1, 2, 3, 4) if b"loss" in text and step]
+    reader, rows = DataStoreReader(), []
+    reader.open(str(path))
+    for data in iter(reader.scan, None):
+        record = Record()
+        record.ParseFromString(data if isinstance(data, bytes) else data[0])
+        if scalar := MessageToDict(record).get("scalar"):
+            rows.append({"step": float(scalar.get("step", 0)), scalar["key"]: scalar["value"]["number"]})
+    return rows
 
 
 def read_trackio(run: Path, home: Path) -> list[dict[str, float]]:

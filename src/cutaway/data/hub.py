@@ -251,7 +251,8 @@ def trouble(error: Exception) -> str | None:
     if isinstance(error, EntryNotFoundError):
         return f"no such file at {hub}"
     if status is not None:
-        meaning = {401: "it wants a valid token (HF_TOKEN)", 403: "the token may not do this", 429: "too many requests"}
+        meaning = {401: "it wants a valid token (HF_TOKEN)", 403: "the token may not do this"}
+        meaning |= {404: "nothing is there", 429: "too many requests"}
         return f"the hub answered {status}, {meaning.get(status, 'try again later' if status >= 500 else 'no success')}"
     if isinstance(error, OSError) and "Consistency check" in str(error):
         return "the connection broke off before the end; the same command goes on from there"
