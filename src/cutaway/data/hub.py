@@ -256,7 +256,7 @@ def trouble(error: Exception) -> str | None:
         return f"the hub answered {status}, {meaning.get(status, 'try again later' if status >= 500 else 'no success')}"
     if isinstance(error, OSError) and "Consistency check" in str(error):
         return "the connection broke off before the end; the same command goes on from there"
-    if isinstance(error, _NETWORK_ERROR):
+    if isinstance(error, (_NETWORK_ERROR, ConnectionError)):
         kind = type(error).__name__
         return f"the hub at {hub} cannot be reached ({kind}); the same command goes on, HF_ENDPOINT names a mirror"
     return None

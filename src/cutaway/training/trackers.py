@@ -49,7 +49,7 @@ class Tracker:
             action()
         except Exception as error:
             log.warning("%s failed (%s: %s): no more is sent to it", self.name, type(error).__name__, error)
-            self.send = self.finish = lambda *nothing: None
+            self.send, self.finish = (lambda metrics, step: None), (lambda: None)
 
 
 def open_tracker(name: TrackerName, run: Path, settings: dict[str, Any], resume: bool) -> Tracker | None:
