@@ -15,6 +15,7 @@ from cutaway.data.hashing import content_hash
 from cutaway.data.parallel import Place, chunks_of_files, map_chunks
 from cutaway.data.records import BadRecordError, parse_record
 from cutaway.data.scripts import ScriptMix, convert_conversation, convert_document
+from cutaway.errors import UserError
 from cutaway.tokenization.chat import render_to_fit
 from cutaway.tokenization.foreign import foreign_to_fit
 from cutaway.tokenization.tokenizer import Tokenizer
