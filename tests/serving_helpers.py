@@ -98,8 +98,12 @@ GREETING, GREETED = "Hello!", "Hello, how can I help?"
 REASONING = "They greet me."
 
 
-def transcripts() -> list[tuple[list[Message], bool | None]]:
-    """Conversations, each with its thinking mode."""
+Transcripts = list[tuple[list[Message], bool | None]]
+"""Conversations, each with its thinking mode."""
+
+
+def transcripts() -> Transcripts:
+    """What the clients of the API say."""
     call = {"name": "add", "arguments": {"a": 2, "b": 3}}
     called: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
     greeting: list[Message] = [{"role": "user", "content": GREETING}, {"role": "assistant", "content": GREETED}]
@@ -115,9 +119,10 @@ def transcripts() -> list[tuple[list[Message], bool | None]]:
     return [(greeting, None), (loop, None), (brief, None), (thought, True), (greeting, False)]
 
 
-def make_learned(folder: Path, learn: bool = True) -> Path:
+def make_learned(folder: Path, learned: Transcripts | None = None, learn: bool = True) -> Path:
     """A run directory of a model that says the transcripts by heart; without `learn`, of its random beginning."""
-    texts = ["".join(str(turn) for turn in turns) for turns, _ in transcripts()] * 20
+    learned = learned or transcripts()
+    texts = ["".join(str(turn) for turn in turns) for turns, _ in learned] * 20
     tokenizer = train_tokenizer(texts, TokenizerSettings(vocab_size=420))
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
@@ -126,7 +131,7 @@ def make_learned(folder: Path, learn: bool = True) -> Path:
     model = CausalLM(config)
     initialise(model, 0)
     if learn:
-        _learn(model, tokenizer)
+        _learn(model, tokenizer, learned)
     save_model(model, folder, config)
     tokenizer.save(folder)
     (folder / "generation_config.json").write_text('{"temperature": 0.0}')
@@ -134,15 +139,15 @@ def make_learned(folder: Path, learn: bool = True) -> Path:
     return folder
 
 
-def _learn(model: CausalLM, tokenizer: Tokenizer) -> None:
-    rows = [render(turns, tokenizer, thinking=thinking) for turns, thinking in transcripts()]
+def _learn(model: CausalLM, tokenizer: Tokenizer, learned: Transcripts) -> None:
+    rows = [render(turns, tokenizer, thinking=thinking) for turns, thinking in learned]
     longest = max(len(row.ids) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     targets = torch.full((len(rows), longest), -100)
     for i, row in enumerate(rows):
         ids[i, : len(row.ids)] = torch.tensor(row.ids)
         mask = torch.tensor(row.mask)
-        if transcripts()[i][1]:
+        if learned[i][1]:
             # The prompt opens this block; where it does not, the greeting comes at once.
             mask[row.mask.index(True)] = False
         targets[i, : len(row.ids)] = torch.where(mask, torch.tensor(row.ids), -100)

@@ -48,8 +48,10 @@ async function connect() {
     state.problems.delete("connection");
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    state.keyAsked = error.status === 401;
     state.problems.set("connection", error);
+    // The field for the key is there already, and someone may be writing in it.
+    if (error.status === 401 && state.keyAsked) return show();
+    state.keyAsked = error.status === 401;
   }
   draw();
   if (state.keyAsked) drawers.open("settings", "key");
@@ -94,7 +96,10 @@ function show(whole = true) {
   $("send").hidden = isRunning();
   $("title").textContent = conversation.title || t("newChat");
   document.title = conversation.title ? `${conversation.title} · Cutaway` : "Cutaway";
-  if (whole) sidebar.draw(conversation.id);
+  if (!whole) return;
+  // A reload comes back here.
+  history.replaceState(null, "", conversation.messages.length ? `#${conversation.id}` : "#");
+  sidebar.draw(conversation.id);
 }
 
 function keep(conversation, touch = true) {
@@ -192,7 +197,6 @@ function open(id) {
   if (!conversation) return;
   if (!state.running.has(id)) settle(conversation);
   state.conversation = conversation;
-  location.replace(`#${id}`);
   drawers.closeNarrow();
   show();
   $("question").focus();
@@ -208,7 +212,6 @@ function settle(conversation) {
 
 function begin() {
   state.conversation = store.newConversation();
-  location.replace("#");
   drawers.closeNarrow();
   show();
   $("question").focus();
