@@ -25,6 +25,7 @@ RATES: dict[str, dict[str, Any]] = {
 """Many small steps: in so short a run their number counts for more than how smooth each is."""
 _LEAST_MINUTES = 1.0
 _SIZE_MB = 6.0
+_MB_A_MINUTE = 2.0
 _TOKENIZER_BYTES = 4_000_000
 _HOLDOUT_TOKENS = 4096
 _ANSWER_TOKENS = "64"
@@ -74,7 +75,7 @@ def train(flags: QuickstartFlags) -> Path:
     started, out = time.monotonic(), Path(flags.out)
     _check_seed(out, flags.seed)
     budget = None
-    size = _SIZE_MB if flags.budget_minutes is None else max(_SIZE_MB, 2 * flags.budget_minutes)
+    size = _SIZE_MB if flags.budget_minutes is None else _MB_A_MINUTE * flags.budget_minutes
     manifest = write_playground(out / "data", PlaygroundSettings(seed=flags.seed, size_mb=size))
     documents, conversations = out / "data" / "pretrain.jsonl", out / "data" / "sft.jsonl"
     counts = [manifest["files"][path.name]["records"] for path in (documents, conversations)]
