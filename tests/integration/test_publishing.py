@@ -192,25 +192,6 @@ def test_a_resumed_run_keeps_its_identity(tmp_path: Path, monkeypatch: pytest.Mo
     assert seen[0] == seen[1] != seen[2]
 
 
-def read_wandb(run: Path, home: Path) -> list[dict[str, float]]:
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
-    (path,) = [path for path in run.rglob("*.wandb") if not path.parent.is_symlink()]
-    store = DataStore()
-    store.open_for_scan(str(path))
-    rows = []
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = {
-                (item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item
-            }
-            rows.append(items | {"step": items["_step"]})
-    return rows
-
-
 def read_swanlab(run: Path, home: Path) -> list[dict[str, float]]:
     from google.protobuf.json_format import MessageToDict
     from swanlab.proto.swanlab.record.v1.record_pb2 import Record
@@ -223,20 +204,13 @@ def read_swanlab(run: Path, home: Path) -> list[dict[str, float]]:
         record = Record()
         record.ParseFromString(data if isinstance(data, bytes) else data[0])
         if scalar := MessageToDict(record).get("scalar"):
-            rows.append({"step": float(scalar.get("step", 0)), scalar["key"]: scalar["value"]["number"]})
+            rows.append(
+                {"step": float(scalar.get("step", 0)), scalar["key"]: float(scalar["value"].get("number", 0.0))}
+            )
     return rows
 
 
-def read_trackio(run: Path, home: Path) -> list[dict[str, float]]:
-    import sqlite3
-
-    (path,) = home.rglob("*.db")
-    with sqlite3.connect(path) as database:
-        rows = database.execute("select step, metrics from metrics order by id").fetchall()
-    return [json.loads(metrics) | {"step": step} for step, metrics in rows]
-
-
-READERS = {"wandb": read_wandb, "swanlab": read_swanlab, "trackio": read_trackio}
+READERS = {"swanlab": read_swanlab}
 
 
 @pytest.mark.slow
