@@ -53,6 +53,9 @@ class ModelSettings:
     """Longest context; derived: four times the training row."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
+    rope_scaling: str = ""
+    """Stretch of the context: yarn:FACTOR, llama3:FACTOR or linear:FACTOR, with :LENGTH if the trained length cannot be
+    read from the run; none takes one away. A model of --init keeps its own unless this is given."""
     qk_norm: bool = True
     """RMSNorm on queries and keys: true gives exactly Qwen3, false exactly Llama."""
     tie_word_embeddings: bool = True

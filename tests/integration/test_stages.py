@@ -101,10 +101,12 @@ def test_the_resolved_recipe_describes_the_run_completely(town: Town, base: Path
     assert (recipe.name, recipe.pretrain.steps, recipe.pretrain.precision != "auto") == ("tiny", 8, True)
     assert run == RunSettings(data=(str(town.pretrain_data),), init=str(town.tokenizer), out=str(base))
     unset = {name for name, value in vars(recipe.pretrain).items() if value is None}
-    assert unset == {"minutes", "tokens", "epochs", "muon_lr"}  # AdamW has no use for the last
+    assert unset == {"minutes", "tokens", "epochs"}
     assert [name for name, value in vars(recipe.model).items() if value is None] == ["moe_intermediate_size"]
     config = load_model(base).config
-    assert all(getattr(config, field.name) == getattr(recipe.model, field.name) for field in dataclasses.fields(MODEL))
+    shape = [field.name for field in dataclasses.fields(MODEL) if field.name != "rope_scaling"]
+    assert all(getattr(config, name) == getattr(recipe.model, name) for name in shape)
+    assert config.rope_scaling == {} and recipe.model.rope_scaling == ""
     # Fine-tuning was asked for in tokens; written down are the steps.
     second = load_recipe(str(tuned / "recipe.toml"))
     assert second.sft.tokens is None
@@ -339,3 +341,38 @@ def test_a_model_that_is_no_run_is_not_overwritten(town: Town, base: Path, tmp_p
     with pytest.raises(UserError, match="choose another --out"):
         pretrain.run(recipe, replace(run, out=str(tmp_path)))
     assert _contents(tmp_path) == before
+
+
+def test_a_context_stretched_in_training_is_kept_by_what_follows(
+    town: Town, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, chat = tmp_path / "long", tmp_path / "chat"
+    files = ["--data", str(town.pretrain_data), "--init", str(base), "--out", str(long)]
+    flags = [
+        "--row-length",
+        "192",
+        "--steps",
+        "2",
+        "--batch-tokens",
+        "384",
+        "--holdout-tokens",
+        "0",
+        "--compile",
+        "off",
+    ]
+    stretch = ["--rope-scaling", "yarn:2", "--sample-every", "0", "--workers", "1"]
+    assert cli.main(["pretrain", *files, *flags, *stretch]) == 0
+    config = load_model(long).config
+    assert config.rope_scaling == {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 96}
+    assert config.max_position_embeddings == 192
+    assert load_recipe(str(long / "recipe.toml")).model.rope_scaling == "yarn:2:96"
+    assert cli.main(["pretrain", "--resume", "--out", str(long), "--steps", "3"]) == 0
+    run = RunSettings(data=(str(town.sft_data),), init=str(long), out=str(chat))
+    sft.run(replace(RECIPE, sft=replace(RECIPE.sft, dump_tokens=0)), run)
+    assert load_model(chat).config.rope_scaling == config.rope_scaling
+    capsys.readouterr()
+    for command in ("chat", "eval"):
+        more = ["--prompt", "x"] if command == "chat" else ["--task", str(town.pretrain_data)]
+        assert cli.main([command, str(chat), "--rope-scaling", "ntk:2", *more]) == 2
+        assert "rope_scaling is 'ntk:2', must be none or KIND:FACTOR[:LENGTH]" in capsys.readouterr().err
+    assert cli.main(["chat", str(chat), "--rope-scaling", "yarn:4", "--prompt", "x", "--max-new-tokens", "2"]) == 0

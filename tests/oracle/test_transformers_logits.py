@@ -12,7 +12,9 @@ transformers = pytest.importorskip("transformers")
 from network_cases import CASES, LENGTH, ROPES, SHAPE, our_model, some_ids, their_settings  # noqa: E402
 
 from cutaway.generation.kv_cache import KVCache  # noqa: E402
+from cutaway.model.config import ModelConfig  # noqa: E402
 from cutaway.model.moe import Routing  # noqa: E402
+from cutaway.model.rope import inverse_frequencies, stretch  # noqa: E402
 from cutaway.model.weights import load_model, save_model  # noqa: E402
 from cutaway.objectives.router import load_balancing_loss  # noqa: E402
 
@@ -78,6 +80,21 @@ def test_scaling_matters_in_these_cases(case: str) -> None:
         slowest = 1 / scaled.config.rope_scaling["factor"]
         kept, slowed = ratio > 0.9999, ratio < slowest * 1.0001
         assert kept.any() and slowed.any() and (~kept & ~slowed).any(), ratio
+
+
+@pytest.mark.parametrize(
+    "text", ["linear:4", "llama3:8:32", "llama3:3:64", "yarn:4", "yarn:16:32", "yarn:1", "yarn:1.5:64"]
+)
+@pytest.mark.parametrize("theta", [100.0, 10000.0, 1e6])
+def test_rates_and_attention_factor_of_a_stretch(text: str, theta: float) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = stretch(ModelConfig(**SHAPE | {"rope_theta": theta, "head_dim": 64}), text, 32)
+    theirs = transformers.LlamaConfig(**config.to_dict())
+    expected, factor = ROPE_INIT_FUNCTIONS[config.rope_scaling["rope_type"]](theirs, torch.device("cpu"))
+    rates, attention = inverse_frequencies(config)
+    torch.testing.assert_close(rates, expected, rtol=1e-6, atol=0)
+    assert attention == pytest.approx(factor, rel=1e-9)
 
 
 @pytest.mark.parametrize("case", ["llama-llama3", "qwen3-yarn", "qwen3-untied"])

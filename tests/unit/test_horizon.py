@@ -21,7 +21,7 @@ from cutaway.training.horizon import (
     should_compile,
 )
 from cutaway.training.optim import make_optimizers
-from cutaway.training.preparation import Plan, _split_batch, check_settings, prepare
+from cutaway.training.preparation import Plan, check_settings, prepare, split_batch
 from training_helpers import SEQ, conversations, network
 
 CPU = torch.device("cpu")
@@ -82,9 +82,9 @@ def test_a_batch_is_split_as_near_as_it_can_be(rows: int, micro_rows: int, world
     settings = TrainSettings(row_length=32, batch_tokens=32 * rows, micro_batch_tokens=32 * micro_rows)
     if rows < world:
         with pytest.raises(UserError, match="less than one row"):
-            _split_batch(settings, world)
+            split_batch(settings, world)
         return
-    micro, accumulation = _split_batch(settings, world)
+    micro, accumulation = split_batch(settings, world)
     assert 1 <= micro <= micro_rows
     assert abs(micro * accumulation * world - rows) <= micro * world / 2
     if rows % (micro * world) == 0:

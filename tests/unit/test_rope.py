@@ -1,14 +1,17 @@
 """Rotary embedding against complex numbers and against formulas written out a channel at a time."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutaway.model.rope import RotaryEmbedding, inverse_frequencies, rotate
-from model_helpers import ROPE_SCALINGS, tiny_config
+from cutaway.errors import UserError
+from cutaway.model.rope import RotaryEmbedding, inverse_frequencies, rotate, scaling_text, stretch
+from cutaway.model.weights import load_model, save_model
+from model_helpers import ROPE_SCALINGS, random_ids, random_model, tiny_config
 
 
 def naive_rates(scaling: dict[str, float | str], dim: int, base: float, max_length: int) -> list[float]:
@@ -120,3 +123,58 @@ def test_angles_stay_fp32_under_autocast_and_the_table_is_in_no_checkpoint() -> 
     assert exact.dtype == torch.float32
     assert not rotary.state_dict()
     assert rotate(torch.ones(1, 1, 1, 8, dtype=torch.bfloat16), *rotary(positions)).dtype == torch.bfloat16
+
+
+def test_a_stretch_as_text() -> None:
+    config = tiny_config()
+    yarn = stretch(config, "yarn:4", 32)
+    assert yarn.rope_scaling == {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    assert yarn.max_position_embeddings == 128 and scaling_text(yarn) == "yarn:4:32"
+    llama = stretch(config, "llama3:2.5:64", 32)
+    assert llama.rope_scaling | {"factor": 8.0, "original_max_position_embeddings": 16} == ROPE_SCALINGS["llama3"]
+    assert llama.max_position_embeddings == 160 and scaling_text(llama) == "llama3:2.5:64"
+    linear = stretch(config, "linear:2", 32)
+    assert linear.rope_scaling == {"rope_type": "linear", "factor": 2.0} and scaling_text(linear) == "linear:2:32"
+    for one in (config, yarn, llama, linear):
+        assert stretch(one, "", 7) is one and stretch(one, scaling_text(one), 7) is one
+        assert stretch(one, "none", 7).rope_scaling == {}
+    assert scaling_text(config) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ntk:4",
+        "yarn",
+        "yarn:",
+        "yarn:x",
+        "yarn:0.5",
+        "yarn:nan",
+        "yarn:inf",
+        "yarn:4:0",
+        "yarn:4:x",
+        "yarn:4:8:1",
+        "default:1",
+    ],
+)
+def test_a_wrong_stretch_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="must be none or KIND:FACTOR"):
+        stretch(tiny_config(), text, 32)
+
+
+@torch.no_grad()
+def test_a_model_is_stretched_from_the_rows_that_it_was_trained_on(tmp_path: Path) -> None:
+    model = random_model(tiny_config(rope_theta=100.0))
+    save_model(model, tmp_path, model.config)
+    ids = random_ids(model.config, 2, 60)
+    assert load_model(tmp_path, rope_scaling="yarn:4").config.rope_scaling["original_max_position_embeddings"] == 128
+    (tmp_path / "recipe.toml").write_text("[sft]\nrow_length = 16\n\n[made]\nstage = 'sft'\n", encoding="utf-8")
+    stretched = load_model(tmp_path, rope_scaling="yarn:4")
+    assert scaling_text(stretched.config) == "yarn:4:16" and stretched.config.max_position_embeddings == 64
+    by_hand = random_model(tiny_config(rope_theta=100.0, rope_scaling=stretched.config.rope_scaling))
+    torch.testing.assert_close(stretched(ids), by_hand(ids))
+    assert (stretched(ids) - load_model(tmp_path)(ids)).abs().max() > 0.1
+    # Written and read again it needs no flag, and a stretch on top starts from the same rows.
+    save_model(stretched, tmp_path / "again", stretched.config)
+    torch.testing.assert_close(load_model(tmp_path / "again")(ids), stretched(ids))
+    assert scaling_text(load_model(tmp_path / "again", rope_scaling="yarn:8").config) == "yarn:8:16"

@@ -64,6 +64,8 @@ class ChatFlags:
     """Longest answer, in tokens; default 512."""
     bf16: bool = False
     """Compute in bfloat16."""
+    rope_scaling: str = ""
+    """Stretch the context beyond the trained length, such as yarn:4 for four times; default: as config.json has it."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,7 +93,7 @@ def _start(flags: ChatFlags) -> "tuple[Conversation, Request]":
     seed = random.SystemRandom().getrandbits(48) if flags.seed is None else flags.seed
     length = MAX_NEW_TOKENS if flags.max_new_tokens is None else flags.max_new_tokens
     request = Request((), length, seed, **settings)
-    engine = _engine(folder, flags.bf16)
+    engine = _engine(folder, flags.bf16, flags.rope_scaling)
     chat = knows_chat(folder, engine.tokenizer)
     if not chat:
         log.info("%s was not fine-tuned on conversations: it continues your text instead of answering", folder)
@@ -99,7 +101,7 @@ def _start(flags: ChatFlags) -> "tuple[Conversation, Request]":
     return Conversation(engine, chat, flags.system, True if flags.thinking else None, toolbox), request
 
 
-def _engine(folder: Path, bf16: bool) -> "Engine":
+def _engine(folder: Path, bf16: bool, rope_scaling: str) -> "Engine":
     import torch
 
     from cutaway.generation.engine import Engine
@@ -107,7 +109,7 @@ def _engine(folder: Path, bf16: bool) -> "Engine":
     from cutaway.tokenization.tokenizer import Tokenizer
     from cutaway.training.precision import pick_device
 
-    model, tokenizer = load_model(folder, pick_device()).eval(), Tokenizer.load(folder)
+    model, tokenizer = load_model(folder, pick_device(), rope_scaling).eval(), Tokenizer.load(folder)
     return Engine(model, tokenizer, slots=1, dtype=torch.bfloat16 if bf16 else None, frozen=True)
 
 

@@ -48,12 +48,21 @@ class _Pretrain:
 
 
 @dataclass(frozen=True)
+class _Stretch:
+    """What may be changed of a model that is there already."""
+
+    rope_scaling: str = ""
+    """Stretch of the context of the model in --init, such as yarn:4; by default as it is."""
+
+
+@dataclass(frozen=True)
 class _SFT:
     """Fine-tuning on conversations. Each flag overrides the value of the recipe."""
 
     source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
     run: tyro.conf.OmitArgPrefixes[RunSettings]
     stage: tyro.conf.OmitArgPrefixes[SFTSettings]
+    model: tyro.conf.OmitArgPrefixes[_Stretch]
 
 
 @dataclass(frozen=True)
@@ -78,21 +87,21 @@ def parse_stage(stage: str, argv: Sequence[str]) -> tuple[Recipe, RunSettings]:
     flag or value that is wrong, for a missing --data or --out, and for a flag that a resumed run cannot follow.
     """
     base, run = _starting_point(argv)
-    source = _RecipeFlag(_peek(argv, "recipe") or "nano")
+    source = _RecipeFlag(peek(argv, "recipe") or "nano")
     prog = f"cutaway {stage}"
     settings = getattr(base, stage)
     if run.resume and _is_given(argv, "minutes"):
         raise UserError(
             f"{prog}: a resumed run counts in steps, its speed was measured at the start: give --steps instead"
         )
-    if given := [name for name in _HORIZONS if _is_given(argv, name)]:
-        if len(given) > 1:
-            raise UserError(f"{prog}: --{given[0]} and --{given[1]} both set the horizon, give one of them")
-        settings = replace(settings, **dict.fromkeys(_HORIZONS))
-    shape = {"model": base.model} if stage == "pretrain" else {}
+    settings = without_horizon(settings, argv, prog)
+    shape: dict[str, Any] = {"model": base.model} if stage == "pretrain" else {}
+    if stage == "sft":
+        shape = {"model": _Stretch(base.model.rope_scaling)}
     default: Any = _STAGES[stage](source=source, run=run, stage=settings, **shape)
     flags = parse(_STAGES[stage], argv, prog=prog, default=default)
-    recipe, run = replace(base, **{stage: flags.stage, "model": getattr(flags, "model", base.model)}), flags.run
+    model = replace(base.model, **vars(getattr(flags, "model", base.model)))
+    recipe, run = replace(base, **{stage: flags.stage, "model": model}), flags.run
     if not run.out:
         raise UserError(f"{prog}: --out is missing, name the run directory to write")
     if not run.data:
@@ -105,6 +114,14 @@ def parse_stage(stage: str, argv: Sequence[str]) -> tuple[Recipe, RunSettings]:
     return recipe, run
 
 
+def without_horizon(settings: Flags, argv: Sequence[str], prog: str) -> Flags:
+    """The stage's settings without their horizon where a flag sets one, of whatever unit either is."""
+    given = [name for name in _HORIZONS if _is_given(argv, name)]
+    if len(given) > 1:
+        raise UserError(f"{prog}: --{given[0]} and --{given[1]} both set the horizon, give one of them")
+    return replace(settings, **dict.fromkeys(_HORIZONS)) if given else settings  # type: ignore[type-var]
+
+
 def _check_resumable(prog: str, out: str, before: Any, now: Any, names: Iterable[str]) -> None:
     for name in names:
         old, new = getattr(before, name), getattr(now, name)
@@ -114,7 +131,7 @@ def _check_resumable(prog: str, out: str, before: Any, now: Any, names: Iterable
 
 
 def _starting_point(argv: Sequence[str]) -> tuple[Recipe, RunSettings]:
-    out = _peek(argv, "out")
+    out = peek(argv, "out")
     if "--resume" in argv and out:
         own = Path(out) / "recipe.toml"
         if not own.is_file():
@@ -122,14 +139,14 @@ def _starting_point(argv: Sequence[str]) -> tuple[Recipe, RunSettings]:
         if _is_given(argv, "recipe"):
             raise UserError(f"--resume goes on with {own}: leave --recipe away, and change a value with its own flag")
         return load_recipe(str(own)), load_run(str(own))
-    return load_recipe(_peek(argv, "recipe") or "nano"), RunSettings()
+    return load_recipe(peek(argv, "recipe") or "nano"), RunSettings()
 
 
 def _is_given(argv: Sequence[str], name: str) -> bool:
     return any(argument == f"--{name}" or argument.startswith(f"--{name}=") for argument in argv)
 
 
-def _peek(argv: Sequence[str], name: str) -> str | None:
+def peek(argv: Sequence[str], name: str) -> str | None:
     """Value of `--name VALUE` or `--name=VALUE`, the last one, without parsing the rest."""
     value = None
     for position, argument in enumerate(argv):
@@ -207,7 +224,7 @@ def one_line(box: str, argv: Sequence[str]) -> str:
         kinds = next((line for line in lines[1:] if line.startswith(f"{flag} ")), "").removeprefix(flag)
         wanted = [_TYPES[kind] for kind in re.findall(r"[A-Z]+", kinds) if kind in _TYPES]
         if wanted:
-            return f"{flag} is {_peek(argv, flag.strip('-'))!r}, must be {' or '.join(wanted)}"
+            return f"{flag} is {peek(argv, flag.strip('-'))!r}, must be {' or '.join(wanted)}"
     if found := re.match(r"invalid choice '(.*)' for argument '(--[\w-]+)'. Expected one of \((.*)\)", message):
         return f"{found[2]} is {found[1]!r}, must be one of {found[3].strip(',')}"
     if found := re.match(r"Missing value for argument '(.*?)'", message):

@@ -65,6 +65,8 @@ class EvalFlags:
     """Who made it, for the same."""
     skip_bad: int = 0
     """Bad records allowed a file; each is logged."""
+    rope_scaling: str = ""
+    """Stretch the context beyond the trained length, such as yarn:4 for four times; default: as config.json has it."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -103,6 +105,7 @@ def main(argv: Sequence[str]) -> int:
         seed=flags.seed,
         names=given,
         skip_bad=flags.skip_bad,
+        rope_scaling=flags.rope_scaling,
     )
     for task in flags.task:
         kind_of(task, flags.how)  # a mistake in the last task should not wait for the first one's hour

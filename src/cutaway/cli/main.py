@@ -28,6 +28,7 @@ COMMANDS = {
     "data": ("cutaway.cli.data", "fetch, check, describe and clean training files"),
     "export": ("cutaway.cli.export", "write a model for llama.cpp, Ollama or ONNX"),
     "push": ("cutaway.cli.push", "publish a run on the hub"),
+    "plan": ("cutaway.cli.plan", "parameters, FLOPs, memory, time and cost of a recipe before anything runs"),
     "plot": ("cutaway.cli.plot", "draw the curves of runs as a PNG"),
     "doctor": ("cutaway.cli.doctor", "what this machine can do"),
 }

@@ -51,6 +51,7 @@ class EvalSettings:
     seed: int = 0
     names: dict[str, str] = field(default_factory=dict)
     skip_bad: int = 0
+    rope_scaling: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Subject:
     @cached_property
     def engine(self) -> Engine:
         dtype = None if self.settings.dtype == torch.float32 else self.settings.dtype
-        model = load_model(self.run, pick_device()).eval()
+        model = load_model(self.run, pick_device(), self.settings.rope_scaling).eval()
         return Engine(model, self.tokenizer, slots=SLOTS, dtype=dtype)
 
     def with_settings(self, settings: EvalSettings) -> "Subject":

@@ -1,5 +1,6 @@
 """Rotary position embedding, and the ways of stretching it to contexts longer than those trained on."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cutaway.model.config import ModelConfig
+from cutaway.errors import UserError
+from cutaway.model.config import ROPE_TYPES, ModelConfig
 
 
 class RotaryEmbedding(nn.Module):
@@ -43,6 +45,47 @@ def rotate(
     first, second = x.float().chunk(2, dim=-1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.to(x.dtype)
+
+
+def stretch(config: ModelConfig, scaling: str, trained_length: int) -> ModelConfig:
+    """The config with its context stretched: `yarn:4`, `llama3:8` or `linear:2`, with `:LENGTH` if need be, or `none`.
+
+    LENGTH is the context that the model was trained on, `trained_length` where it is left out; the context becomes
+    factor x LENGTH. `none` takes a stretch away and leaves the context as it is. A config that already says the same
+    keeps its other keys. Raises UserError for any other text.
+    """
+    if not scaling or scaling == scaling_text(config):
+        return config
+    if scaling == "none":
+        return dataclasses.replace(config, rope_scaling={})
+    kind, *numbers = scaling.split(":")
+    try:
+        factor = float(numbers[0])
+        length = int(numbers[1]) if len(numbers) > 1 else trained_length
+    except (IndexError, ValueError):
+        factor = length = 0
+    if kind not in ROPE_TYPES or kind == "default" or len(numbers) > 2 or not 1 <= factor < math.inf or length < 1:
+        raise UserError(
+            f"rope_scaling is {scaling!r}, must be none or KIND:FACTOR[:LENGTH], such as yarn:4 or llama3:8:512"
+        )
+    table: dict[str, Any] = {"rope_type": kind, "factor": factor}
+    if kind != "linear":
+        table["original_max_position_embeddings"] = length
+    if kind == "llama3":
+        table |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # as Llama 3.1 has them
+    # transformers takes the quotient of the two lengths for the factor in some versions, so they must agree.
+    return dataclasses.replace(config, rope_scaling=table, max_position_embeddings=round(factor * length))
+
+
+def scaling_text(config: ModelConfig) -> str:
+    """The stretch of a config as `stretch` reads it; empty where there is none."""
+    table = config.rope_scaling
+    if not table:
+        return ""
+    length = table.get("original_max_position_embeddings") or config.max_position_embeddings
+    if table["rope_type"] == "linear":
+        length = round(config.max_position_embeddings / table["factor"])
+    return f"{table['rope_type']}:{table['factor']:g}:{length}"
 
 
 def inverse_frequencies(config: ModelConfig) -> tuple[Float[Tensor, " half"], float]:

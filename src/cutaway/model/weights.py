@@ -23,7 +23,9 @@ from cutaway.model.lora import (
     to_peft,
 )
 from cutaway.model.moe import is_router
+from cutaway.model.rope import stretch
 from cutaway.model.transformer import CausalLM
+from cutaway.recipe import read_toml
 
 
 @torch.no_grad()
@@ -89,25 +91,40 @@ def _replace(partial: Path, path: Path) -> None:
     os.replace(partial, path)
 
 
-def load_model(directory: str | Path, device: torch.device | str = "cpu") -> CausalLM:
+def load_model(directory: str | Path, device: torch.device | str = "cpu", rope_scaling: str = "") -> CausalLM:
     """Build the network that `config.json` describes and fill it from the safetensors beside it, in fp32.
 
-    An adapter directory gives its base with the adapter merged: a plain model again.
+    An adapter directory gives its base with the adapter merged: a plain model again. `rope_scaling` stretches the
+    context, see `rope.stretch`; empty leaves it as the config has it.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"no model directory '{directory}'")
     if is_adapter(directory):
-        model = load_adapted(directory)
+        model = load_adapted(directory, rope_scaling=rope_scaling)
         merge(model)
         return model.to(device)
     config = ModelConfig.load(directory)
+    config = stretch(config, rope_scaling, trained_length(directory, config))
     with torch.device("meta"):
         model = CausalLM(config)
     load_weights(model, directory)
     # The rotary table is a buffer that no checkpoint holds, so it is computed again off the meta device.
     model.model.rotary = type(model.model.rotary)(config)
     return model.to(device)
+
+
+def trained_length(directory: Path, config: ModelConfig) -> int:
+    """Row length that a run directory's stage trained on; for a model from elsewhere the length that its config has."""
+    original = config.rope_scaling.get("original_max_position_embeddings")
+    if original is not None:
+        return int(original)
+    recipe = directory / "recipe.toml"
+    if not recipe.is_file():
+        return config.max_position_embeddings
+    table = read_toml(str(recipe))
+    stage = table.get(table.get("made", {}).get("stage", ""), {})
+    return int(stage.get("row_length", config.max_position_embeddings))
 
 
 def load_weights(model: CausalLM, directory: Path) -> None:
@@ -183,13 +200,13 @@ def find_base(directory: Path, base: str | None = None) -> Path:
     return found
 
 
-def load_adapted(directory: Path, base: str | None = None) -> CausalLM:
+def load_adapted(directory: Path, base: str | None = None, rope_scaling: str = "") -> CausalLM:
     """The base of an adapter with the adapter live on it, frozen but for the adapter.
 
     UserError where the base has other shapes, or (of an adapter made here) other weights than those it was trained on.
     """
     found, path = find_base(directory, base), directory / "adapter_config.json"
-    model = load_model(found)
+    model = load_model(found, rope_scaling=rope_scaling)
     adapt(model, from_peft(_adapter_table(path), model, str(path)))
     tensors, metadata = read_safetensors_file(directory / "adapter_model.safetensors")
     load_adapter_state(model, tensors, str(directory))

@@ -13,6 +13,7 @@ from pathlib import Path
 from cutaway.errors import UserError
 from cutaway.generation.generate import document_prompt
 from cutaway.model.config import ModelConfig
+from cutaway.model.rope import scaling_text
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise, load_model
 from cutaway.recipe import ModelSettings, PretrainSettings, Recipe, RunSettings, TrainSettings
@@ -55,7 +56,7 @@ def run(recipe: Recipe, run: RunSettings) -> Path:
 def build_model(recipe: Recipe, init: Path, tokenizer: Tokenizer) -> tuple[CausalLM, Recipe, list[Rule]]:
     """A model from `init`, or a new one of the recipe's shape with weights from the recipe's seed."""
     if (init / "config.json").is_file():
-        model = load_model(init)
+        model = load_model(init, rope_scaling=recipe.model.rope_scaling)
         if model.config.vocab_size < tokenizer.vocab_size:
             raise UserError(
                 f"{init}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}"
@@ -70,8 +71,9 @@ def build_model(recipe: Recipe, init: Path, tokenizer: Tokenizer) -> tuple[Causa
 
 def model_settings(recipe: Recipe, config: ModelConfig) -> ModelSettings:
     """The recipe's table that describes a model as it is."""
-    names = [field.name for field in dataclasses.fields(recipe.model)]
-    return dataclasses.replace(recipe.model, **{name: getattr(config, name) for name in names})
+    names = [field.name for field in dataclasses.fields(recipe.model) if field.name != "rope_scaling"]
+    values = {name: getattr(config, name) for name in names}
+    return dataclasses.replace(recipe.model, **values, rope_scaling=scaling_text(config))
 
 
 def _with(recipe: Recipe, settings: TrainSettings) -> Recipe:

@@ -46,7 +46,8 @@ def fine_tune(
         tokenizer = Tokenizer.load(run.init)
         if tokenizer.chat_template is None:
             raise UserError(f"{run.init}: its tokenizer has no chat template to write conversations by")
-        model = load_model(run.init)
+        # An adapter's directory has no config of its own that could remember a stretch.
+        model = load_model(run.init, rope_scaling=recipe.model.rope_scaling if stage == "sft" else "")
         change(model)
         recipe = dataclasses.replace(recipe, model=model_settings(recipe, model.config))
         data = supervised.read_data("sft", settings, run, tokenizer, ranks)

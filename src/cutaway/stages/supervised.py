@@ -37,9 +37,11 @@ from cutaway.training.distributed import Ranks
 from cutaway.training.loop import Job, fit
 from cutaway.training.metrics import matmul_rate
 from cutaway.training.network import Network
+from cutaway.training.plan import run_flops
 from cutaway.training.precision import keep_freed_memory, pick_dtype
 from cutaway.training.preparation import Plan, check_settings, optimizers_of, prepare
 from cutaway.training.progress import print_tokens
+from cutaway.training.reference import Reading, Subject, data_names, reading_for
 
 log = logging.getLogger("cutaway")
 Kind = Literal["pretrain", "sft"]
@@ -155,8 +157,10 @@ def train(
     heldout_tokens = int((material.heldout_cache.lengths[material.heldout] - 1).sum())
     fine_tuning = material.kind == "sft"
     plan = prepare(network, source, settings, heldout_tokens=heldout_tokens, fine_tuning=fine_tuning, started=started)
+    reading = _reference(material, plan, resolved(plan.settings).name, run)
     if ranks.first:
         _describe(material, plan, rules + plan.rules)
+        log.info("reference: %s", reading[1])
         if settings.dump_tokens:
             rows = source(settings.dump_tokens)
             _dump_tokens(out, material, next(rows))
@@ -187,6 +191,7 @@ def train(
         evaluate=evaluate,
         sample=_sampler(material, out, prompts) if plan.settings.sample_every else None,
         scaler=torch.amp.GradScaler(ranks.device.type) if network.dtype == torch.float16 else None,
+        reading=reading[0],
         started=started,
         begin=lambda: _write_description(out, material, resolved(plan.settings), run),
     )
@@ -268,6 +273,15 @@ def _describe(material: Material, plan: Plan, rules: list[Rule]) -> None:
     assert settings.batch_tokens is not None
     epochs = plan.steps * settings.batch_tokens / plan.per_epoch
     log.info("horizon: %d steps of %d tokens, %.2f epochs", plan.steps, settings.batch_tokens, epochs)
+    flops, iterations = run_flops(model, plan.steps, settings.batch_tokens, settings.row_length, settings.optimizer)
+    log.info("work: %.3g FLOPs, %.1f %% more for %s", flops, 100 * iterations / flops, settings.optimizer)
+
+
+def _reference(material: Material, plan: Plan, recipe: str, run: RunSettings) -> tuple[Reading | None, str]:
+    """The recorded curve that belongs beside this run, and a sentence on it."""
+    parameters, vocab_size = material.model.num_parameters(), material.model.config.vocab_size
+    tokens = plan.steps * (plan.settings.batch_tokens or 0)
+    return reading_for(Subject(recipe, material.kind, parameters, vocab_size, data_names(run.data), tokens))
 
 
 def _write_description(out: Path, material: Material, recipe: Recipe, run: RunSettings) -> None:

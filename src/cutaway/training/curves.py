@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cutaway.errors import UserError
 from cutaway.training.metrics import read_metrics
+from cutaway.training.reference import reading_for, subject_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +43,8 @@ def draw_runs(run_dirs: Sequence[Path], out: Path) -> None:
     """Draw runs over each other as a PNG; several runs are drawn over tokens, since their steps differ in size.
 
     The stage's own numbers get panels after the common ones. Smoothed lines are averages over a twentieth of the
-    points, with the raw values behind them. Raises UserError for a run without metrics.
+    points, with the raw values behind them. Where a recorded run belongs beside the first one, it is drawn dashed as
+    `reference`. Raises UserError for a run without metrics.
     """
     runs = {name: _read(run) for name, run in zip(short_names(run_dirs), run_dirs, strict=True)}
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -53,6 +55,10 @@ def draw_runs(run_dirs: Sequence[Path], out: Path) -> None:
     own = sorted({key for row in rows for key, value in row.items() if key not in _KNOWN and _is_number(value)})
     panels = [panel for panel in (*PANELS, *(Panel(key, key) for key in own)) if any(panel.key in row for row in rows)]
     x_key = "tokens" if len(runs) > 1 and all("tokens" in row for row in rows) else "step"
+    subject = subject_of(run_dirs[0])
+    reading = reading_for(subject)[0] if subject is not None else None
+    last = next(iter(runs.values()))[-1]
+    scale = last["step"] / last["tokens"] if x_key == "step" and last.get("tokens") else 1.0
     height = -(-len(panels) // 2)
     figure = Figure(figsize=(11, 3 * height + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -60,6 +66,9 @@ def draw_runs(run_dirs: Sequence[Path], out: Path) -> None:
         axes = figure.add_subplot(height, 2, number + 1)
         for color, (name, table) in enumerate(runs.items()):
             _draw(axes, panel, name, table, x_key, f"C{color}")
+        if reading is not None and (points := reading.curve(panel.key)):
+            places, values = zip(*points, strict=True)
+            axes.plot([place * scale for place in places], values, "k--", linewidth=1, alpha=0.6, label="reference")
         axes.set_title(panel.label, fontsize=10, loc="left")
         axes.set_xlabel("tokens seen" if x_key == "tokens" else "step", fontsize=8)
         axes.grid(alpha=0.25)
@@ -70,7 +79,7 @@ def draw_runs(run_dirs: Sequence[Path], out: Path) -> None:
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.tick_params(which="both", labelsize=8)
-        if number == 0 and len(runs) > 1:
+        if number == 0 and (len(runs) > 1 or reading is not None):
             axes.legend(fontsize=8)
     figure.suptitle(next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs", fontsize=11)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from torch import nn
 
 from cutaway.errors import UserError
 from cutaway.model.config import ModelConfig
+from cutaway.model.rope import stretch
 from cutaway.model.transformer import CausalLM
 from cutaway.recipe import ModelSettings, TrainSettings
 from cutaway.training.optim import muon_cost
@@ -110,7 +111,7 @@ def derive_model(
         eos_token_id=ids[0],
         pad_token_id=ids[1],
     )
-    return config, rules
+    return stretch(config, settings.rope_scaling, row_length), rules
 
 
 def derive_batch(settings: Train, horizon_tokens: float, micro_rows_on: str) -> tuple[Train, list[Rule]]:

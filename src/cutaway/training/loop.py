@@ -27,6 +27,7 @@ from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.metrics import MetricsLog
 from cutaway.training.network import Network
 from cutaway.training.progress import TrainingProgress
+from cutaway.training.reference import Reading
 from cutaway.training.schedule import learning_rate_factor
 from cutaway.training.signals import StopFlag, StopSignals
 from cutaway.training.trackers import open_tracker
@@ -71,6 +72,8 @@ class Job:
     scaler: torch.amp.GradScaler | None = None
     begin: Callable[[], None] | None = None
     """Called on the first rank once the run is known to be able to go on, to describe it in its directory."""
+    reading: Reading | None = None
+    """The recorded run to show beside this one."""
     started: float = field(default_factory=time.monotonic)
     """Clock reading when the stage began, so that elapsed time holds preparation too."""
 
@@ -109,7 +112,8 @@ class _Run:
             tracker = open_tracker(job.settings.track, job.out, asdict(job.settings), resume=bool(state))
             self.log = MetricsLog(job.out, self.step if state else None, tracker)
         price = job.settings.price_per_hour
-        self.progress = TrainingProgress(job.stage, job.total_steps, self.step, price, quiet=not self.ranks.first)
+        quiet = not self.ranks.first
+        self.progress = TrainingProgress(job.stage, job.total_steps, self.step, price, quiet, job.reading)
 
     def close(self) -> None:
         self.progress.close()

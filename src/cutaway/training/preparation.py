@@ -11,13 +11,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from cutaway.data.loader import Batch, RowSource
+from cutaway.data.loader import Batch
 from cutaway.errors import UserError
 from cutaway.recipe import TrainSettings
 from cutaway.training.derive import Rule, derive_batch, derive_intervals, derive_optimizer
@@ -31,9 +31,21 @@ from cutaway.training.horizon import (
 )
 from cutaway.training.network import Network
 from cutaway.training.optim import make_optimizers
+from cutaway.training.plan import evaluation_seconds, steps_within
 from cutaway.training.precision import DTYPE_NAMES
 
 log = logging.getLogger("cutaway")
+
+
+class Stream(Protocol):
+    """What a preparation needs of a batch source."""
+
+    @property
+    def tokens_per_epoch(self) -> int: ...
+
+    def __next__(self) -> Batch: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass
@@ -95,7 +107,7 @@ def check_settings(settings: TrainSettings) -> None:
 
 def prepare(
     network: Network,
-    source: Callable[[int], RowSource],
+    source: Callable[[int], Stream],
     settings: TrainSettings,
     *,
     heldout_tokens: int,
@@ -126,11 +138,11 @@ def prepare(
     if settings.minutes is not None or settings.compile == "auto":
         probe = _Probe(network, source, max(1, PROBE_TOKENS // settings.row_length))
         rough = ranks.broadcast(probe.seconds_per_token(least=1))
-    horizon = _horizon_tokens(settings, per_epoch)
+    horizon = horizon_tokens(settings, per_epoch)
     if settings.minutes is not None:
         horizon = budget_s() * ranks.world / rough * COMPILED_SPEED
     settings, rules = derive_batch(settings, horizon, device.type)
-    rows, accumulation = _split_batch(settings, ranks.world)
+    rows, accumulation = split_batch(settings, ranks.world)
     expected_s = settings.minutes * 60 if settings.minutes is not None else horizon * rough / ranks.world
     settings = dataclasses.replace(settings, compile=_compile(network, settings.compile, expected_s))
     settings, more = derive_optimizer(settings, network.model, fine_tuning, horizon)
@@ -158,7 +170,7 @@ def optimizers_of(model: nn.Module, settings: TrainSettings, dtype: torch.dtype)
 class _Probe:
     """One real micro-batch, to time forward and backward passes on; the weights do not change."""
 
-    def __init__(self, network: Network, source: Callable[[int], RowSource], rows: int) -> None:
+    def __init__(self, network: Network, source: Callable[[int], Stream], rows: int) -> None:
         self.network = network
         stream = source(rows)
         batch = next(stream)
@@ -189,7 +201,7 @@ def _compile(network: Network, setting: str, expected_s: float) -> Literal["on",
     return "on" if compiled else "off"
 
 
-def _horizon_tokens(settings: TrainSettings, per_epoch: int) -> float:
+def horizon_tokens(settings: TrainSettings, per_epoch: int) -> float:
     """Tokens of the whole run, where they do not depend on its speed."""
     if settings.tokens is not None:
         return float(settings.tokens)
@@ -198,7 +210,7 @@ def _horizon_tokens(settings: TrainSettings, per_epoch: int) -> float:
     return float((settings.steps or 0) * (settings.batch_tokens or 16384))
 
 
-def _split_batch(settings: TrainSettings, world: int) -> tuple[int, int]:
+def split_batch(settings: TrainSettings, world: int) -> tuple[int, int]:
     """Rows of a micro-batch and micro-batches of a step on each rank, for the batch as near as it can be met."""
     assert settings.batch_tokens is not None and settings.micro_batch_tokens is not None
     rows = settings.batch_tokens // settings.row_length
@@ -226,12 +238,8 @@ def _fix_steps(
             network.model, lambda twin: optimizers_of(twin, settings, network.dtype), ranks.device
         )
         step_s = per_rank * per_token + update_s
-        # Evaluating is a forward pass, a third of the work of training: at the start, and every eval_every steps.
-        evaluation_s = heldout_tokens * per_token / 3 / ranks.world
-        if settings.eval_every is None:
-            steps = int((budget_s() - 21 * evaluation_s) / step_s)
-        else:
-            steps = int((budget_s() - evaluation_s) / (step_s + evaluation_s / settings.eval_every))
+        evaluation_s = evaluation_seconds(heldout_tokens, per_token) / ranks.world
+        steps = steps_within(budget_s(), step_s, evaluation_s, settings.eval_every)
         reason = f"{settings.minutes:g} minutes at {1 / per_token:,.0f} tokens/s a rank and {update_s:.2f} s an update"
     else:
         steps = round(horizon / (per_rank * ranks.world))

@@ -8,12 +8,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from cutaway.training.plan import clock, cost
+from cutaway.training.reference import Reading
+
 
 class TrainingProgress:
-    """Step, loss, speed, MFU, time left and cost of a run."""
+    """Step, loss, that of the reference curve, speed, MFU, time left and cost of a run."""
 
-    def __init__(self, stage: str, total: int, done: int, price_per_hour: float, quiet: bool) -> None:
-        self.total, self.price, self.quiet = total, price_per_hour, quiet
+    def __init__(
+        self, stage: str, total: int, done: int, price_per_hour: float, quiet: bool, reading: Reading | None = None
+    ) -> None:
+        self.total, self.price, self.quiet, self.reading = total, price_per_hour, quiet, reading
         self.console = Console(stderr=True, highlight=False)
         self.live = self.console.is_terminal and not quiet
         self.started, self.first, self.printed = time.monotonic(), done, 0.0
@@ -42,19 +47,18 @@ class TrainingProgress:
     def _line(self, step: int, metrics: dict[str, Any]) -> str:
         passed = time.monotonic() - self.started
         left = passed / max(1, step - self.first) * (self.total - step)
-        parts = [f"step {step}/{self.total}", f"loss {metrics['loss']:.3f}"]
+        parts = [f"step {step}/{self.total}", f"loss {metrics['loss']:.3f}{self._recorded('loss', metrics)}"]
         if "heldout_bpb" in metrics:
-            parts.append(f"held-out {metrics['heldout_bpb']:.3f} bits/byte")
-        parts += [f"{metrics['tokens_per_second']:,.0f} tokens/s", f"MFU {metrics['mfu']:.0%}", f"{_clock(left)} left"]
+            recorded = self._recorded("heldout_bpb", metrics)
+            parts.append(f"held-out {metrics['heldout_bpb']:.3f} bits/byte{recorded}")
+        parts += [f"{metrics['tokens_per_second']:,.0f} tokens/s", f"MFU {metrics['mfu']:.0%}", f"{clock(left)} left"]
         if self.price:
-            parts.append(f"cost {metrics['elapsed_s'] / 3600 * self.price:.2f}")
+            parts.append(f"cost {cost(metrics['elapsed_s'], self.price):.2f}")
         return " · ".join(parts)
 
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    def _recorded(self, key: str, metrics: dict[str, Any]) -> str:
+        value = self.reading.value(key, metrics["tokens"]) if self.reading is not None else None
+        return "" if value is None else f" (reference {value:.3f})"
 
 
 def print_tokens(rows: list[Text]) -> None:

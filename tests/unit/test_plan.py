@@ -1,0 +1,170 @@
+"""The arithmetic of a plan: counted against real forward passes, inverted, and read out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cutaway.cli import main
+from cutaway.cli.plan import gpu_table
+from cutaway.errors import UserError
+from cutaway.model.lora import LoRAConfig, adapt
+from cutaway.model.transformer import CausalLM
+from cutaway.training.optim import make_optimizers, muon_cost
+from cutaway.training.plan import (
+    GPUS,
+    activation_bytes,
+    clock,
+    cost,
+    evaluation_seconds,
+    find_gpu,
+    run_flops,
+    run_seconds,
+    step_memory,
+    steps_within,
+)
+from cutaway.training.precision import autocast
+from model_helpers import random_ids, tiny_config
+
+EXPERTS = {"qk_norm": True, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 88}
+SHAPE = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 176, "head_dim": 16}
+
+
+def kept_bytes(model: CausalLM, rows: int, seq: int, dtype: torch.dtype) -> int:
+    """Bytes that a forward pass keeps for the backward one, without weights, their copies and the logits."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    shapes = {weight.shape for weight in model.parameters()} | {
+        weight.mT.shape for weight in model.parameters() if weight.ndim > 1
+    }
+    kept: list[Tensor] = []
+    ids = random_ids(model.config, rows, seq)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor),
+        autocast(torch.device("cpu"), dtype),
+    ):
+        model(ids, targets=ids, documents=torch.zeros(rows, seq, dtype=torch.int32))
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in kept
+        if tensor.untyped_storage().data_ptr() not in weights
+        and not (tensor.dtype == torch.bfloat16 and tensor.shape in shapes)
+        and tensor.shape[-1] != model.config.vocab_size
+    }
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"qk_norm": True},
+        {"qk_norm": False},
+        {"num_key_value_heads": 4, "qk_norm": True},
+        {"num_hidden_layers": 4},
+        EXPERTS,
+    ],
+)
+def test_activations_are_what_a_forward_pass_keeps(changes: dict[str, Any], dtype: torch.dtype) -> None:
+    config, rows, seq = tiny_config(**(SHAPE | changes)), 3, 40
+    found = kept_bytes(CausalLM(config), rows, seq, dtype) / (rows * seq)
+    assert activation_bytes(config, seq, dtype.itemsize) == pytest.approx(found, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.parametrize("adapters", [False, True])
+def test_state_of_a_step_is_what_the_optimizers_hold(kind: str, adapters: bool) -> None:
+    model = CausalLM(tiny_config(qk_norm=True))
+    if adapters:
+        adapt(model, LoRAConfig(rank=2), seed=0)
+    chosen = "muon" if kind == "muon" else "adamw"
+    optimizers = make_optimizers(model, optimizer=chosen, muon_lr=0.1, adam_lr=0.1, weight_decay=0.0)
+    ids = random_ids(model.config, 2, 8)
+    model(ids, targets=ids).sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    memory = step_memory(model, 2, 8, 4, kind)
+    tensors = [value for one in optimizers for state in one.state.values() for value in state.values()]
+    assert memory.optimizer == sum(tensor.nbytes for tensor in tensors if tensor.ndim)
+    assert memory.gradients == sum(weight.grad.nbytes for weight in model.parameters() if weight.grad is not None)
+    assert memory.weights == sum(weight.nbytes for weight in model.parameters())
+    assert memory.total == sum(vars(memory).values())
+
+
+def test_flops_of_a_run() -> None:
+    model = CausalLM(tiny_config())
+    assert run_flops(model, 10, 64, 16, "adamw") == (640 * model.flops_per_token(16), 0)
+    assert run_flops(model, 10, 64, 16, "muon")[1] == 10 * muon_cost(model)
+
+
+@pytest.mark.parametrize("eval_every", [None, 1, 7])
+def test_steps_within_a_time_are_the_most_that_fit(eval_every: int | None) -> None:
+    for seconds in (50.0, 100.0, 333.0):
+        steps = steps_within(seconds, 1.5, 0.6, eval_every)
+        assert run_seconds(steps, 1.5, 0.6, eval_every) <= seconds + 0.6
+        assert run_seconds(steps + 2, 1.5, 0.6, eval_every) > seconds
+    assert steps_within(0.1, 1.5, 0.6, eval_every) == 1
+
+
+def test_money_and_clock() -> None:
+    assert cost(1800, 2.5) == pytest.approx(1.25)
+    assert evaluation_seconds(3000, 0.01) == pytest.approx(10.0)
+    assert [clock(seconds) for seconds in (0, 61, 3661, 200_000)] == ["0:00", "1:01", "1:01:01", "2 d 7 h"]
+
+
+def test_cards_are_found_and_every_row_has_sources() -> None:
+    assert find_gpu("RTX 3090") is GPUS["rtx3090"] and find_gpu("a100-80") is find_gpu("A10080")
+    with pytest.raises(UserError, match="gpu is 'abacus', must be one of t4"):
+        find_gpu("abacus")
+    for gpu in GPUS.values():
+        assert gpu.source and gpu.rent_source and 10e12 < gpu.flops < 2e15 and 0 < gpu.rent < 10
+    assert len(gpu_table().splitlines()) == len(GPUS) + 1
+
+
+def test_a_plan_on_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "plan.json"
+    assert main.main(["plan", "--recipe", "small-moe", "--gpu", "rtx3090", "--json", str(out)]) == 0
+    text = capsys.readouterr().out
+    for words in ("206.31M parameters, 64.75M active", "lower --micro-batch-tokens", "USD", "record_curve.py RUN"):
+        assert words in text
+    pretrain, sft = json.loads(out.read_text(encoding="utf-8"))
+    assert (pretrain["stage"], sft["stage"]) == ("pretrain", "sft")
+    work = pretrain["flops"] + pretrain["optimizer_flops"]
+    assert pretrain["seconds"] == pytest.approx(work / (0.4 * 71e12), rel=0.01)
+
+
+def test_fewer_tokens_and_a_faster_card_cost_less(tmp_path: Path) -> None:
+    def seconds(*flags: str) -> float:
+        out = tmp_path / "plan.json"
+        assert main.main(["plan", "pretrain", "--recipe", "mini", "--json", str(out), *flags]) == 0
+        value: float = json.loads(out.read_text(encoding="utf-8"))[0]["seconds"]
+        return value
+
+    base = seconds("--gpu", "rtx3090", "--tokens", "100000000")
+    assert seconds("--gpu", "rtx4090", "--tokens", "100000000") < base / 2
+    assert seconds("--gpu", "rtx3090", "--tokens", "10000000") == pytest.approx(base / 10, rel=0.1)
+    assert seconds("--gpu", "rtx3090", "--epochs", "1", "--data-tokens", "100000000") == pytest.approx(base, rel=0.01)
+    assert seconds("--gpu", "rtx3090", "--tokens", "100000000", "--mfu", "0.2") == pytest.approx(2 * base, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--gpu", "abacus"], "gpu is 'abacus', must be one of"),
+        (["--recipe", "huge"], "no recipe 'huge'"),
+        (["pretrain", "--data", "x.jsonl"], "--data needs --init"),
+        (["--data", "x.jsonl", "--init", "y"], "name it: cutaway plan pretrain"),
+        (["--mfu", "2"], "--mfu is 2.0, must be above 0"),
+        (["--data-tokens", "0"], "--data-tokens is 0, must be at least 1"),
+        (["pretrain", "--steps", "5", "--tokens", "7"], "--tokens and --steps both set the horizon"),
+        (["sft", "--row-length", "0", "--gpu", "t4"], "row_length is 0, must be at least 1"),
+        (["pretrain", "--data", "x.jsonl", "--init", "nowhere"], "nowhere"),
+        (["--hidden-size", "30", "--gpu", "t4"], "hidden_size 30 is no multiple"),
+    ],
+)
+def test_a_mistake_is_one_line(flags: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["plan", *flags]) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error and "\n" not in error
