@@ -101,7 +101,7 @@ def _start(flags: ChatFlags) -> "tuple[Conversation, Request]":
     return Conversation(engine, chat, flags.system, True if flags.thinking else None, toolbox), request
 
 
-def _engine(folder: Path, bf16: bool, rope_scaling: str) -> "Engine":
+def _engine(folder: Path, bf16: bool, rope_scaling: str = "") -> "Engine":
     import torch
 
     from cutaway.generation.engine import Engine
