@@ -27,7 +27,7 @@ from cutaway.training.plan import (
     steps_within,
 )
 from cutaway.training.precision import autocast
-from model_helpers import random_ids, tiny_config
+from model_helpers import random_ids, random_model, tiny_config
 
 EXPERTS = {"qk_norm": True, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 88}
 SHAPE = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 176, "head_dim": 16}
@@ -69,7 +69,7 @@ def kept_bytes(model: CausalLM, rows: int, seq: int, dtype: torch.dtype) -> int:
 )
 def test_activations_are_what_a_forward_pass_keeps(changes: dict[str, Any], dtype: torch.dtype) -> None:
     config, rows, seq = tiny_config(**(SHAPE | changes)), 3, 40
-    found = kept_bytes(CausalLM(config), rows, seq, dtype) / (rows * seq)
+    found = kept_bytes(random_model(config), rows, seq, dtype) / (rows * seq)
     assert activation_bytes(config, seq, dtype.itemsize) == pytest.approx(found, rel=0.02)
 
 
