@@ -84,7 +84,7 @@ test-fast: $(VENV)/dev.stamp
 # Without the oracles (no network, say) the tests that need them are skipped, each with its reason.
 test-slow: $(VENV)/dev.stamp
 	-@$(MAKE) --no-print-directory --keep-going $(VENV)/oracle.stamp .venv457/stamp outside
-	$(BIN)/python -m pytest -q -m slow tests
+	$(BIN)/python -m pytest -q -n 2 -m slow tests
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check --no-cache .

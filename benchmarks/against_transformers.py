@@ -309,7 +309,7 @@ class _AsOurs(torch.nn.Module):
         self.peer = peer
 
     def forward(
-        self, input_ids: Tensor, *, positions: Tensor, documents: Tensor, targets: Tensor, z_loss: float = 0.0
+        self, input_ids: Tensor, *, positions: Tensor, documents: Tensor, targets: Tensor, **_: object
     ) -> Tensor:
         same = documents.unsqueeze(2) == documents.unsqueeze(1)
         allowed = (same & torch.ones_like(same).tril()).unsqueeze(1)

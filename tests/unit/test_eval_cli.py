@@ -57,6 +57,7 @@ def test_every_kind_of_file_in_one_call(run: Path, tmp_path: Path, capsys: pytes
     assert cli.main([*arguments, "--json", str(tmp_path / "all.json")]) == 0
     printed = capsys.readouterr().out
     assert "arc_easy.text-1shot" in printed and "not distinguishable from guessing" in printed
+    assert [path.name for path in (run / "evals").glob("*.png")] == ["arc_easy.text-1shot.png"]
     assert "33.3 %" in printed and "by subject" in printed and "zh-Hant" in printed and "right (pass@1)" in printed
     assert sorted(load_results(run)) == ["arc_easy.text-1shot", "chat.bpb", "sums.answers", "text.bpb"]
     table = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))

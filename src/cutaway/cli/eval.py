@@ -83,6 +83,7 @@ def main(argv: Sequence[str]) -> int:
     if not flags.k or min(flags.k) < 1 or max(flags.k) > flags.samples:
         raise UserError(f"cutaway eval: --k must be 1 to {flags.samples}, the number of --samples")
     from cutaway.evals.evaluate import EvalSettings, Subject, evaluate, kind_of
+    from cutaway.evals.picture import draw_choice
     from cutaway.evals.results import save_result, to_json
     from cutaway.evals.tables import tables_of, to_markdown
     from cutaway.model.weights import write_text
@@ -116,7 +117,9 @@ def main(argv: Sequence[str]) -> int:
         found.append(result)
         print("\n".join(to_markdown(table) for table in tables_of(result)), flush=True)
         if flags.save:
-            save_result(result, subject.run)
+            path = save_result(result, subject.run)
+            if result.summary["kind"] == "choice":
+                draw_choice(result, path.with_suffix(".png"))
     if flags.json is not None:
         table = {"run": flags.run, "results": [to_json(result) for result in found]}
         write_text(json.dumps(table, ensure_ascii=False) + "\n", Path(flags.json))

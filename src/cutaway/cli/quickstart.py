@@ -40,7 +40,7 @@ class QuickstartFlags:
     """Directory for data, tokenizer and runs; a second call goes on where the first one stopped."""
     budget_minutes: float | None = None
     """Time for everything on this machine; by default as many passes over the text as it takes to learn it, which is
-    about four minutes on two processor cores, and gives the same model on every machine."""
+    about seven minutes on two processor cores, and gives the same model on every machine."""
     seed: int = 0
     """Seed of the text, the weights and the order of the data."""
 
