@@ -109,6 +109,17 @@ def test_the_fallback_is_taken_where_torch_has_no_grouped_product(monkeypatch: p
     torch.testing.assert_close(model(ids), expected, atol=1e-4, rtol=1e-5)
 
 
+def test_whoever_asks_first_grouped_products_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moe, "_FOUND", {})
+    model = random_model(config())
+    with torch.inference_mode():
+        model(random_ids(model.config, 2, 9))
+    inside = dict(moe._FOUND)
+    moe._FOUND.clear()
+    model(random_ids(model.config, 2, 9))
+    assert inside == moe._FOUND == {("cpu", torch.float32): True}
+
+
 def test_bf16_autocast_keeps_the_router_in_fp32() -> None:
     model = random_model(config())
     ids = random_ids(model.config, 2, 16)

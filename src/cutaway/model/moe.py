@@ -1,5 +1,6 @@
 """Mixture of experts: a feed-forward layer of which each token uses a part. Exactly Qwen3-MoE."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -182,19 +183,27 @@ _FOUND: dict[tuple[str, torch.dtype], bool] = {}
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_grouped_mm(device: str, dtype: torch.dtype) -> bool:
-    """Whether torch's grouped product works here, forward and backward; tried once."""
+    """Whether torch's grouped product works here, forward and backward; tried once.
+
+    In a thread of its own, because the modes of the first caller (inference, tracing, autocast, hooks) belong to its
+    thread: under inference mode the trial has no backward pass and would say no for the rest of the process.
+    """
     if (device, dtype) not in _FOUND:
-        try:
-            with torch.enable_grad(), torch.autocast(device, enabled=False):
-                x = torch.ones(8, 16, device=device, dtype=dtype, requires_grad=True)
-                weight = torch.ones(2, 16, 16, device=device, dtype=dtype, requires_grad=True)
-                ends = torch.tensor([8, 8], device=device, dtype=torch.int32)
-                out = F.grouped_mm(x, weight.mT, offs=ends)
-                torch.autograd.backward(out, torch.ones_like(out))
-            _FOUND[device, dtype] = bool((out == 16).all())
-        except (AttributeError, RuntimeError, ValueError):
-            _FOUND[device, dtype] = False
+        with ThreadPoolExecutor(1) as thread:
+            _FOUND[device, dtype] = thread.submit(_try_grouped_mm, device, dtype).result()
     return _FOUND[device, dtype]
+
+
+def _try_grouped_mm(device: str, dtype: torch.dtype) -> bool:
+    try:
+        x = torch.ones(8, 16, device=device, dtype=dtype, requires_grad=True)
+        weight = torch.ones(2, 16, 16, device=device, dtype=dtype, requires_grad=True)
+        ends = torch.tensor([8, 8], device=device, dtype=torch.int32)
+        out = F.grouped_mm(x, weight.mT, offs=ends)
+        torch.autograd.backward(out, torch.ones_like(out))
+        return bool((out == 16).all())
+    except (AttributeError, RuntimeError, ValueError):
+        return False
 
 
 def _reorder(x: Tensor, index: Tensor, inverse: Tensor, copies: int = 1) -> Tensor:
