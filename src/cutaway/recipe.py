@@ -17,6 +17,12 @@ from typing import Any, Literal, TypeVar
 from cutaway.errors import UserError
 
 Settings = TypeVar("Settings")
+PromptSampling = Literal["uniform", "uncertainty", "dynamic"]
+AdvantageName = Literal[
+    "gae", "group_relative", "group_centred", "leave_one_out", "batch_baseline", "tracked", "tracked_global"
+]
+PolicyLossName = Literal["reinforce", "ppo_clip", "cispo", "gspo"]
+KLPlace = Literal["none", "reward", "loss"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Reinforcement learning: rollouts, rewards, environments, and the table of algorithms."""
