@@ -2,9 +2,10 @@
 
 python benchmarks/playground.py --out runs/bench/playground --seeds 0 1 2 [--minutes 10]
 
-For each seed: write the playground, train a vocabulary, pretrain and fine-tune within the minutes (both together,
-data and vocabulary aside), answer every evaluation set greedily. Prints tables with 95 % Wilson intervals; writes
-scores.json and answers.jsonl beside the run. A seed whose run is complete is only scored again.
+For each seed: write the playground (MB/s of a core), train a
+vocabulary, pretrain and fine-tune within the minutes (both together, data and vocabulary aside), answer every
+evaluation set and some RL prompts greedily. Prints tables with 95 % Wilson intervals; writes scores.json and
+answers.jsonl beside the run. A seed whose run is complete is only scored again.
 """
 
 import argparse
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size-mb", type=float, default=24.0)
     parser.add_argument("--limit", type=int, help="only so many items of each skill, language and form")
     parser.add_argument("--skills", nargs="+", help="only these sets")
+    parser.add_argument("--prompts", type=int, default=600, help="how many RL prompts to try")
     flags = parser.parse_args(argv)
     results = []
     for seed in flags.seeds:
@@ -63,9 +65,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(folder: Path, seed: int, flags: argparse.Namespace) -> None:
     """Data, vocabulary, both stages."""
-    began = time.perf_counter()
-    write_playground(folder / "data", PlaygroundSettings(seed=seed, size_mb=flags.size_mb))
-    print(f"data: {time.perf_counter() - began:.0f} s", flush=True)
+    began = time.process_time()
+    manifest = write_playground(folder / "data", PlaygroundSettings(seed=seed, size_mb=flags.size_mb))
+    seconds = time.process_time() - began
+    megabytes = sum(file["bytes"] for file in manifest["files"].values()) / 1e6
+    print(f"data: {megabytes:.1f} MB in {seconds:.0f} s of a core, {megabytes / seconds:.2f} MB/s", flush=True)
     recipe = load_recipe("nano")
     tokenizer = train_tokenizer(texts_for_tokenizer(folder / "data"), TokenizerSettings(VOCAB_SIZE, seed=seed))
     tokenizer.save(folder / "tokenizer")
@@ -107,6 +111,10 @@ def score(folder: Path, seed: int, flags: argparse.Namespace) -> dict[str, float
         answered += answer_records(engine, _limited(records, flags.limit), toolbox)
     print(f"\nseed {seed}: {len(answered)} answers in {time.perf_counter() - began:.0f} s")
     table = print_table(answered)
+    prompts = [json.loads(line) for line in (folder / "data" / "rl.jsonl").read_text(encoding="utf-8").splitlines()]
+    tried = answer_records(engine, prompts[: flags.prompts])
+    levels = {level: f"{_cell(share)}" for (level,), share in sorted(shares(tried, "level").items())}
+    print(f"RL prompts solved: {_cell(Share.of([one.ok for one in tried]))}; by level: {levels}")
     with (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
         for one in answered:
             line = {"id": one.record["id"], "ok": one.ok, "reason": one.reason, "said": one.said}

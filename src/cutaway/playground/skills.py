@@ -157,7 +157,12 @@ def comparison(world: World, language: Language, draw: random.Random, split: Spl
         )
     thought = language.join([world.state(language, relation, subject) for subject in (a, b)])
     verdict = {subject: compared(world, language, relation, subject, more) for subject in (a, b)}
+    # Saying the number that decides turns the last step into finding whose number it is.
     numbers = f"{values[a]} {'>' if values[a] > values[b] else '<'} {values[b]}"
+    numbers += language.pick(
+        f", the {'larger' if sign == '+' else 'smaller'} is {values[winner]}",
+        f"，較{'大' if sign == '+' else '小'}的是{values[winner]}",
+    )
     answer = language.join([thought, language.pick(f"{numbers}, so ", f"{numbers}，所以") + verdict[winner]])
     verifier = {"name": "contains", "args": {"expected": verdict[winner][:-1], "without": [verdict[loser][:-1]]}}
     brief = sentence(verdict[winner])
