@@ -163,11 +163,11 @@ class SFTSettings(TrainSettings):
 
 
 @dataclass(frozen=True)
-class LoRASettings(TrainSettings):
-    """Fine-tuning of low-rank adapters on the assistant's tokens; the model itself stays as it is."""
+class AdapterSettings:
+    """Whether a stage trains the model's own weights, or low-rank adapters on it."""
 
-    rank: int = 16
-    """Rank of the adapters: rows of A, columns of B."""
+    rank: int = 0
+    """Rank of the adapters: rows of A, columns of B; 0 trains all weights."""
     alpha: float = 32.0
     """Strength: updates are scaled by alpha / rank (with rslora by alpha / sqrt(rank))."""
     dropout: float = 0.0
@@ -178,6 +178,14 @@ class LoRASettings(TrainSettings):
     """Scale by alpha / sqrt(rank), which keeps high ranks learning."""
     dora: bool = False
     """Train the length of every output row apart from its direction (DoRA)."""
+
+
+@dataclass(frozen=True)
+class LoRASettings(AdapterSettings, TrainSettings):
+    """Fine-tuning of low-rank adapters on the assistant's tokens; the model itself stays as it is."""
+
+    rank: int = 16
+    """Rank of the adapters: rows of A, columns of B."""
 
 
 @dataclass(frozen=True)

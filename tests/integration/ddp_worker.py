@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cutaway.recipe import Recipe, RunSettings, SFTSettings
-from cutaway.stages import sft, supervised
-from cutaway.training import loop
+from cutaway.stages import sft, shared
+from cutaway.training import distributed, loop
 
 STEPS = 20
 SETTINGS = SFTSettings(
@@ -40,9 +40,9 @@ SETTINGS = SFTSettings(
 
 
 def main(init: str, data: str, out: str, names: list[str]) -> None:
-    make = supervised.optimizers_of
+    make = shared.optimizers_of
     write = loop.MetricsLog.write
-    sft.stop_ranks = lambda ranks: None  # type: ignore[assignment]  # one group for all runs
+    distributed.stop_ranks = lambda ranks: None  # one group for all runs
     for name in names:
         folder = Path(out) / name
         rows: list[dict[str, Any]] = []
@@ -52,7 +52,7 @@ def main(init: str, data: str, out: str, names: list[str]) -> None:
             write(self, metrics)
 
         loop.MetricsLog.write = record  # type: ignore[method-assign]
-        supervised.optimizers_of = _recording(make, folder)
+        shared.optimizers_of = _recording(make, folder)
         # Gradients are compared as they come for the one, clipped for the other.
         settings = replace(SETTINGS, optimizer=name, max_grad_norm=1.0 if name == "muon" else 0.0)
         run = RunSettings(data=(data,), out=str(folder), init=init, resume="RESUME" in os.environ)

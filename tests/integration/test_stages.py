@@ -18,7 +18,7 @@ from cutaway.data.cache import TokenCache
 from cutaway.errors import UserError
 from cutaway.model.weights import load_model, save_model
 from cutaway.recipe import ModelSettings, PretrainSettings, Recipe, RunSettings, SFTSettings, load_recipe, load_run
-from cutaway.stages import pretrain, sft, supervised
+from cutaway.stages import pretrain, sft, shared, supervised
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.distributed import start_ranks
 
@@ -92,8 +92,8 @@ def test_samples_of_a_resumed_run_stand_once(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     lines = [json.dumps({"step": step, "text": "\u2028 one line"}, ensure_ascii=False) for step in (3, 3, 6, 9)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    assert supervised._samples_before(6, path) == lines[:2]
-    assert supervised._samples_before(6, tmp_path / "none") == []
+    assert shared._samples_before(6, path) == lines[:2]
+    assert shared._samples_before(6, tmp_path / "none") == []
 
 
 def test_the_resolved_recipe_describes_the_run_completely(town: Town, base: Path, tuned: Path) -> None:
@@ -194,7 +194,7 @@ def test_the_loop_is_given_training_documents_only(town: Town, tmp_path: Path, m
         jobs.append(job)
         raise _Enough
 
-    monkeypatch.setattr(supervised, "fit", keep)
+    monkeypatch.setattr(shared, "fit", keep)
     run = RunSettings(data=(str(town.pretrain_data),), init=str(town.tokenizer), out=str(tmp_path / "run"))
     with pytest.raises(_Enough):
         pretrain.run(RECIPE, run)
@@ -233,10 +233,7 @@ def test_a_mixture_of_experts_overfits_one_batch(town: Town, tmp_path: Path) -> 
     assert all(1.9 < row["load_balance"] < 8 and row["expert_load_max"] >= 1 for row in rows)
     model = load_model(out)
     assert model.config.architecture == "Qwen3MoeForCausalLM"
-    assert (
-        pretrain.model_settings(load_recipe(str(out / "recipe.toml")), model.config)
-        == load_recipe(str(out / "recipe.toml")).model
-    )
+    assert shared.with_shape(load_recipe(str(out / "recipe.toml")), model) == load_recipe(str(out / "recipe.toml"))
 
 
 def test_one_batch_is_overfitted(town: Town, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_given_batches_are_kept() -> None:
 @pytest.mark.parametrize("batch_tokens", [64, 1 << 20])
 def test_muon_is_taken_where_it_is_cheap(batch_tokens: int) -> None:
     model = random_model(tiny_config())
-    settings, rules = derive_optimizer(TrainSettings(batch_tokens=batch_tokens, row_length=64), model, False, 1e12)
+    settings, rules = derive_optimizer(TrainSettings(batch_tokens=batch_tokens, row_length=64), model, 1.0, 1e12)
     cheap = muon_cost(model) <= MUON_SHARE * batch_tokens * model.flops_per_token(64)
     assert settings.optimizer == ("muon" if cheap else "adamw")
     assert cheap == (batch_tokens > 64)
@@ -93,17 +93,17 @@ def test_a_short_run_may_spend_more_on_muon() -> None:
     model, settings = random_model(tiny_config()), TrainSettings(batch_tokens=512, row_length=64)
     share = muon_cost(model) / (512 * model.flops_per_token(64))
     assert MUON_SHARE < share < MUON_SHARE_SHORT
-    for tokens, fine_tuning, expected in ((1e5, False, "muon"), (1e6, False, "adamw"), (1e5, True, "adamw")):
-        assert derive_optimizer(settings, model, fine_tuning, tokens)[0].optimizer == expected
+    for tokens, peak, expected in ((1e5, 1.0, "muon"), (1e6, 1.0, "adamw"), (1e5, 0.5, "adamw")):
+        assert derive_optimizer(settings, model, peak, tokens)[0].optimizer == expected
 
 
 @given(st.integers(10, 22), st.booleans())
 def test_derived_rates_grow_with_the_batch_and_halve_for_fine_tuning(power: int, muon: bool) -> None:
     model = random_model(tiny_config())
     base: Any = {"optimizer": "muon" if muon else "adamw"}
-    small, _ = derive_optimizer(TrainSettings(batch_tokens=2**power, **base), model, False, 1e9)
-    large, _ = derive_optimizer(TrainSettings(batch_tokens=2 ** (power + 2), **base), model, False, 1e9)
-    tuned, _ = derive_optimizer(SFTSettings(batch_tokens=2**power, **base), model, True, 1e9)
+    small, _ = derive_optimizer(TrainSettings(batch_tokens=2**power, **base), model, 1.0, 1e9)
+    large, _ = derive_optimizer(TrainSettings(batch_tokens=2 ** (power + 2), **base), model, 1.0, 1e9)
+    tuned, _ = derive_optimizer(SFTSettings(batch_tokens=2**power, **base), model, 0.5, 1e9)
     assert muon or small.muon_lr is None
     for name in ("muon_lr", "adam_lr") if muon else ("adam_lr",):
         rate = getattr(small, name)
@@ -114,7 +114,7 @@ def test_derived_rates_grow_with_the_batch_and_halve_for_fine_tuning(power: int,
 
 def test_given_rates_are_kept() -> None:
     settings = TrainSettings(batch_tokens=4096, optimizer="adamw", muon_lr=1.0, adam_lr=2.0, weight_decay=0.0)
-    assert derive_optimizer(settings, random_model(tiny_config()), True, 1e9) == (settings, [])
+    assert derive_optimizer(settings, random_model(tiny_config()), 0.5, 1e9) == (settings, [])
 
 
 @given(st.integers(1, 10**6))

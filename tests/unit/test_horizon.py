@@ -95,12 +95,14 @@ def plan(**changes: Any) -> Plan:
     values: dict[str, Any] = {"row_length": SEQ, "batch_tokens": 4 * SEQ, "micro_batch_tokens": 2 * SEQ}
     settings = TrainSettings(**(values | {"compile": "off"} | changes))
     cache = conversations()
+    net = network()
     return prepare(
-        network(),
+        net,
         lambda rows: RowSource(cache, rows=rows, seq=SEQ),
+        net.training_loss,
         settings,
         heldout_tokens=0,
-        fine_tuning=False,
+        peak=1.0,
         started=time.monotonic(),
     )
 

@@ -239,7 +239,7 @@ def _on_gpu(
     mfu: float,
 ) -> Estimate:
     """From public figures and an assumed share of the peak."""
-    from cutaway.training.derive import derive_batch, derive_optimizer
+    from cutaway.training.derive import FINE_TUNING, NEW_MODEL, derive_batch, derive_optimizer
     from cutaway.training.horizon import RESERVE
     from cutaway.training.plan import evaluation_seconds, run_flops, run_seconds, step_memory
     from cutaway.training.preparation import horizon_tokens, split_batch
@@ -249,7 +249,7 @@ def _on_gpu(
     if settings.minutes is not None:
         horizon = settings.minutes * 60 * (1 - RESERVE) / per_token
     settings, _ = derive_batch(settings, horizon, "cuda")
-    settings, _ = derive_optimizer(settings, model, stage != "pretrain", horizon)
+    settings, _ = derive_optimizer(settings, model, NEW_MODEL if stage == "pretrain" else FINE_TUNING, horizon)
     rows, accumulation = split_batch(settings, 1)
     batch_tokens = rows * accumulation * settings.row_length
     steps = settings.steps or max(1, round(horizon / (batch_tokens * size.useful_share)))

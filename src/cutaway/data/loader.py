@@ -203,7 +203,7 @@ class _Prefetcher:
 class OneBatch:
     """The first micro-batch of a source, for ever: for --overfit-one-batch."""
 
-    def __init__(self, source: RowSource) -> None:
+    def __init__(self, source: Iterator[Batch]) -> None:
         self.batch = next(source)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -81,6 +81,11 @@ class CausalLM(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @property
+    def architecture(self) -> str:
+        """Class name that `transformers` knows this network by."""
+        return self.config.architecture
+
+    @property
     def head_weight(self) -> Float[Tensor, "vocab hidden"]:
         """Rows are the output vectors of the tokens: the embedding itself where the two are tied."""
         module = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head

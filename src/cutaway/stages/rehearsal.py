@@ -26,12 +26,12 @@ from cutaway.data.loader import Batch
 from cutaway.errors import UserError
 from cutaway.generation.kv_cache import KVCache
 from cutaway.model.config import ModelConfig
-from cutaway.model.lora import adapt
 from cutaway.model.transformer import CausalLM
 from cutaway.recipe import LoRASettings, PretrainSettings, SFTSettings, TrainSettings, build
-from cutaway.stages.lora import lora_config
+from cutaway.stages.shared import attach_adapter
 from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.curves import draw_curves
+from cutaway.training.derive import FINE_TUNING, NEW_MODEL
 from cutaway.training.distributed import Ranks
 from cutaway.training.metrics import MetricsLog, matmul_rate, synchronise
 from cutaway.training.network import Network
@@ -82,8 +82,7 @@ class Findings:
 def staged_model(config: ModelConfig, settings: TrainSettings) -> CausalLM:
     """The model as a stage trains it: with adapters for LoRA."""
     model = CausalLM(config)
-    if isinstance(settings, LoRASettings):
-        adapt(model, lora_config(settings), settings.seed)
+    attach_adapter(model, settings)
     return model
 
 
@@ -144,9 +143,10 @@ def measure(request: dict[str, Any]) -> Findings:
     plan = prepare(
         network,
         lambda rows: RandomRows(config, size, rows, settings.row_length),
+        network.training_loss,
         settings,
         heldout_tokens=size.heldout_tokens,
-        fine_tuning=request["stage"] != "pretrain",
+        peak=NEW_MODEL if request["stage"] == "pretrain" else FINE_TUNING,
         started=time.monotonic(),
     )
     rate = matmul_rate(ranks.device, network.dtype)

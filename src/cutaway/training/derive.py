@@ -17,6 +17,8 @@ from cutaway.training.optim import muon_cost
 Train = TypeVar("Train", bound=TrainSettings)
 
 EXPERTS = ("num_experts", "num_experts_per_tok", "norm_topk_prob", "router_aux_loss_coef", "router_z_loss_coef")
+NEW_MODEL, FINE_TUNING = 1.0, 0.5
+"""Learning rates as a share of a new model's: a fine-tuned model must not forget."""
 MUON_SHARE = 0.08
 """Muon is taken while its iterations cost at most this share of a step's FLOPs."""
 SHORT_STEPS, MUON_SHARE_SHORT = 1000, 0.4
@@ -138,10 +140,9 @@ def derive_batch(settings: Train, horizon_tokens: float, micro_rows_on: str) -> 
     return dataclasses.replace(settings, **changes), rules  # type: ignore[arg-type]
 
 
-def derive_optimizer(
-    settings: Train, model: nn.Module, fine_tuning: bool, horizon_tokens: float
-) -> tuple[Train, list[Rule]]:
-    """Optimizer and learning rates from the model, the batch and the length of the run."""
+def derive_optimizer(settings: Train, model: nn.Module, peak: float, horizon_tokens: float) -> tuple[Train, list[Rule]]:
+    """Optimizer and learning rates from the model, the batch and the length of the run; `peak` is the share of a new
+    model's rates that the stage takes (`NEW_MODEL`, `FINE_TUNING`, or less where a trained model is only nudged)."""
     assert settings.batch_tokens is not None
     rules: list[Rule] = []
     changes: dict[str, object] = {}
@@ -155,29 +156,30 @@ def derive_optimizer(
     frozen = not all(parameter.requires_grad for parameter in model.parameters())
     if settings.optimizer == "auto" and frozen:
         take("optimizer", "adamw", "adapters are thin: Muon would move all their directions alike", "choice")
+    elif settings.optimizer == "auto" and peak < FINE_TUNING:
+        take("optimizer", "adamw", "small changes to a trained model: Muon would move all directions alike", "choice")
     elif settings.optimizer == "auto":
-        short = not fine_tuning and horizon_tokens < SHORT_STEPS * settings.batch_tokens
+        short = peak == NEW_MODEL and horizon_tokens < SHORT_STEPS * settings.batch_tokens
         limit, why = (MUON_SHARE_SHORT, " in a short run") if short else (MUON_SHARE, "")
         kind = "muon" if share <= limit else "adamw"
         reason = f"Newton-Schulz costs 5(4m2n+2m3) FLOPs a matrix: {share:.1%} of a step (limit {limit:.0%}{why})"
         take("optimizer", kind, reason, "arXiv 2502.16982; rule: choice")
     batch_factor = (settings.batch_tokens / 16384) ** 0.5
-    # A fine-tuned model must not forget: half of the peak, at the same batch.
-    tuned, half = (0.5, ", half of it for fine-tuning") if fine_tuning else (1.0, "")
+    part = "" if peak == NEW_MODEL else f", {peak:g} of it for a trained model"
     if settings.muon_lr is None and changes.get("optimizer", settings.optimizer) == "muon":
-        value = min(0.05, 0.02 * batch_factor) * tuned
+        value = min(0.05, 0.02 * batch_factor) * peak
         take(
             "muon_lr",
             value,
-            f"0.02 at 16k tokens, grows with the root of the batch{half}",
+            f"0.02 at 16k tokens, grows with the root of the batch{part}",
             "Jordan et al. 2024; choice",
         )
     if settings.adam_lr is None:
         width = model.config.hidden_size
-        value = min(0.01, 0.004 * (256 / width) ** 0.5 * batch_factor) * tuned
+        value = min(0.01, 0.004 * (256 / width) ** 0.5 * batch_factor) * peak
         if frozen:
-            value, half = min(0.01, 2 * value), ", full for adapters"
-        reason = f"0.004 at width 256 and 16k tokens, with 1/sqrt(width) and the root of the batch{half}"
+            value, part = min(0.01, 2 * value), f", {2 * peak:g} of it for adapters"
+        reason = f"0.004 at width 256 and 16k tokens, with 1/sqrt(width) and the root of the batch{part}"
         take("adam_lr", value, reason, "choice, not tuned yet")
     if settings.weight_decay is None:
         take("weight_decay", 0.1, "matrices only", "Llama")

@@ -1,7 +1,9 @@
 """Ranks: what each knows of the others, and the wrapper that sums their gradients. Launched by `torchrun`."""
 
+import contextlib
 import datetime
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +68,16 @@ def stop_ranks(ranks: Ranks) -> None:
     """Leave the group."""
     if ranks.world > 1 and dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """The group, for as long as a stage runs."""
+    ranks = start_ranks()
+    try:
+        yield ranks
+    finally:
+        stop_ranks(ranks)
 
 
 def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:

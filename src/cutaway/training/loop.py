@@ -33,7 +33,8 @@ from cutaway.training.signals import StopFlag, StopSignals
 from cutaway.training.trackers import open_tracker
 
 log = logging.getLogger("cutaway")
-Step = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
+Step = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
+"""From a stage's own kind of `Batch` to the sum of the loss, and further sums to log."""
 
 
 class Source(Protocol):
@@ -63,7 +64,7 @@ class Job:
     optimizers: list[Optimizer]
     step: Step
     """Batch to (sum of the loss, further sums to log); the loop divides both by the normalizer."""
-    normalizer: Callable[[Batch], int]
+    normalizer: Callable[[Any], int]
     """What one micro-batch adds to the divisor, such as its trained tokens."""
     flops_per_token: int
     matmul_rate: float

@@ -29,6 +29,7 @@ from cutaway.training.horizon import (
     seconds_per_update,
     should_compile,
 )
+from cutaway.training.loop import Step
 from cutaway.training.network import Network
 from cutaway.training.optim import make_optimizers
 from cutaway.training.plan import evaluation_seconds, steps_within
@@ -108,15 +109,17 @@ def check_settings(settings: TrainSettings) -> None:
 def prepare(
     network: Network,
     source: Callable[[int], Stream],
+    step: Step,
     settings: TrainSettings,
     *,
     heldout_tokens: int,
-    fine_tuning: bool,
+    peak: float,
     started: float,
 ) -> Plan:
     """Derive all that the settings leave open; compiles the network where that pays.
 
-    `source(rows)` gives micro-batches of that many rows, `started` is the clock when the stage began.
+    `source(rows)` gives micro-batches of that many rows, `step` their loss; `peak` is the share of a new model's
+    learning rates, `started` the clock when the stage began.
     """
     check_settings(settings)
     ranks, device = network.ranks, network.ranks.device
@@ -136,7 +139,7 @@ def prepare(
     # A rough horizon, from the uncompiled speed, is enough for the batch, which is a power of two.
     rough = 0.0
     if settings.minutes is not None or settings.compile == "auto":
-        probe = _Probe(network, source, max(1, PROBE_TOKENS // settings.row_length))
+        probe = _Probe(network, source, step, max(1, PROBE_TOKENS // settings.row_length))
         rough = ranks.broadcast(probe.seconds_per_token(least=1))
     horizon = horizon_tokens(settings, per_epoch)
     if settings.minutes is not None:
@@ -145,10 +148,10 @@ def prepare(
     rows, accumulation = split_batch(settings, ranks.world)
     expected_s = settings.minutes * 60 if settings.minutes is not None else horizon * rough / ranks.world
     settings = dataclasses.replace(settings, compile=_compile(network, settings.compile, expected_s))
-    settings, more = derive_optimizer(settings, network.model, fine_tuning, horizon)
+    settings, more = derive_optimizer(settings, network.model, peak, horizon)
     plan = Plan(settings, rows, accumulation, per_epoch, rules + more)
     if settings.steps is None:
-        _fix_steps(plan, network, _Probe(network, source, rows), horizon, heldout_tokens, budget_s)
+        _fix_steps(plan, network, _Probe(network, source, step, rows), horizon, heldout_tokens, budget_s)
     plan.settings, more = derive_intervals(plan.settings, plan.steps)
     plan.rules += more
     return plan
@@ -170,8 +173,8 @@ def optimizers_of(model: nn.Module, settings: TrainSettings, dtype: torch.dtype)
 class _Probe:
     """One real micro-batch, to time forward and backward passes on; the weights do not change."""
 
-    def __init__(self, network: Network, source: Callable[[int], Stream], rows: int) -> None:
-        self.network = network
+    def __init__(self, network: Network, source: Callable[[int], Stream], step: Step, rows: int) -> None:
+        self.network, self.loss = network, step
         stream = source(rows)
         batch = next(stream)
         stream.close()
@@ -186,7 +189,7 @@ class _Probe:
         )
 
     def _forward_backward(self, batch: Batch) -> None:
-        torch.autograd.backward(self.network.training_loss(batch)[0])
+        torch.autograd.backward(self.loss(batch)[0])
         self.network.model.zero_grad(set_to_none=True)
 
 
