@@ -27,6 +27,7 @@ from cutaway.errors import UserError
 from cutaway.generation.kv_cache import KVCache
 from cutaway.model.config import ModelConfig
 from cutaway.model.transformer import CausalLM
+from cutaway.model.weights import initialise
 from cutaway.recipe import LoRASettings, PretrainSettings, SFTSettings, TrainSettings, build
 from cutaway.stages.shared import attach_adapter
 from cutaway.training.checkpoint import Checkpoints
@@ -79,9 +80,11 @@ class Findings:
     peak_bytes: int
 
 
-def staged_model(config: ModelConfig, settings: TrainSettings) -> CausalLM:
-    """The model as a stage trains it: with adapters for LoRA."""
+def staged_model(config: ModelConfig, settings: TrainSettings, filled: bool = False) -> CausalLM:
+    """The model as a stage trains it: with adapters for LoRA; `filled` with a new model's weights."""
     model = CausalLM(config)
+    if filled:
+        initialise(model, settings.seed)
     attach_adapter(model, settings)
     return model
 
@@ -137,7 +140,8 @@ def measure(request: dict[str, Any]) -> Findings:
     keep_freed_memory()
     torch.set_float32_matmul_precision("high")
     ranks = Ranks(0, 1, pick_device())
-    model = staged_model(config, settings)
+    # With the weights as torch leaves them (embeddings of unit variance), a micro-batch of nano took 1.85 s, so 1.35 s.
+    model = staged_model(config, settings, filled=True)
     kind = Uncompiled if settings.compile == "auto" else Network
     network = kind(model, ranks, pick_dtype(settings.precision, ranks.device))
     plan = prepare(
