@@ -43,11 +43,11 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 
 
-def cutaway(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def cutaway(*arguments: str, timeout: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
     """The command as a user runs it."""
     command = [sys.executable, "-m", "cutaway", *arguments]
     return subprocess.run(
-        command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120, **options
+        command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout, **options
     )
 
 
