@@ -123,6 +123,31 @@ def test_cards_are_found_and_every_row_has_sources() -> None:
     assert len(gpu_table().splitlines()) == len(GPUS) + 1
 
 
+def test_peaks_follow_from_multiprocessors_and_clocks() -> None:
+    """NVIDIA's architecture papers: multiprocessors, FLOPs of one in a clock (dense, fp32 sums), boost clock in GHz."""
+    parts = {
+        "t4": (40, 1024, 1.59),
+        "l4": (58, 1024, 2.04),
+        "rtx3090": (82, 512, 1.695),
+        "rtx4090": (128, 512, 2.52),
+        "rtx5090": (170, 512, 2.407),
+        "a100-40": (108, 2048, 1.41),
+        "a100-80": (108, 2048, 1.41),
+        "h100": (132, 4096, 1.83),
+        "h200": (132, 4096, 1.83),
+    }
+    peaks = {name: units * each * ghz * 1e9 for name, (units, each, ghz) in parts.items()}
+    assert peaks == pytest.approx({name: gpu.flops for name, gpu in GPUS.items()}, rel=3e-3)
+
+
+def test_bandwidths_follow_from_bus_and_rate() -> None:
+    """Bits of the bus and gigabits a second of each (for HBM3 and HBM3e no public rate is given)."""
+    parts = {"t4": (256, 10), "l4": (192, 12.5), "rtx3090": (384, 19.5), "rtx4090": (384, 21), "rtx5090": (512, 28)}
+    parts |= {"a100-40": (5120, 2.43), "a100-80": (5120, 3.186)}
+    widths = {name: bits / 8 * rate * 1e9 for name, (bits, rate) in parts.items()}
+    assert widths == pytest.approx({name: GPUS[name].bandwidth for name in parts}, rel=1e-3)
+
+
 def test_a_plan_on_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "plan.json"
     assert main.main(["plan", "--recipe", "small-moe", "--gpu", "rtx3090", "--json", str(out)]) == 0

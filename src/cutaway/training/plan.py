@@ -37,26 +37,37 @@ class Gpu:
     rent_source: str
 
 
-_AMPERE, _ADA = "NVIDIA GA102 whitepaper", "NVIDIA Ada whitepaper"
-_BLACKWELL = "NVIDIA RTX Blackwell whitepaper"
+_AMPERE = "NVIDIA GA102 whitepaper, RTX 3090, BF16 tensor: 71"
+_ADA = "NVIDIA Ada whitepaper, RTX 4090, BF16 tensor: 165.2"
+_BLACKWELL = "NVIDIA RTX Blackwell whitepaper, RTX 5090, BF16 tensor: 209.5"
+_A100 = "NVIDIA A100 data sheet, BF16 tensor core: 312"
+_HOPPER = "data sheet, BF16 tensor core: 1979 with sparsity, half without"
 _RUNPOD = "runpod.io/pricing, community cloud, 2026-08-19"
 _INDEX = "gpu-price-index (Hugging Face data set), lowest offer of autumn 2026, 7.1 CNY a dollar"
 GPUS = {
-    "t4": Gpu("Tesla T4", 65e12, 16e9, 320e9, 0.19, "NVIDIA T4 data sheet (fp16)", _INDEX),
-    "l4": Gpu("L4", 121e12, 24e9, 300e9, 0.45, "NVIDIA L4 data sheet (half of the sparse figure)", _INDEX),
+    "t4": Gpu("Tesla T4", 65e12, 16e9, 320e9, 0.19, "NVIDIA T4 data sheet, mixed precision FP16/FP32: 65", _INDEX),
+    "l4": Gpu(
+        "L4",
+        121e12,
+        24e9,
+        300e9,
+        0.45,
+        "NVIDIA L4 data sheet, BF16 tensor core: 242 with sparsity, half without",
+        _INDEX,
+    ),
     "rtx3090": Gpu("RTX 3090", 71e12, 24e9, 936e9, 0.18, _AMPERE, "openrelay.inc/pricing, 2026-09-20"),
     "rtx4090": Gpu("RTX 4090", 165.2e12, 24e9, 1008e9, 0.29, _ADA, "openrelay.inc/pricing, 2026-09-20"),
     "rtx5090": Gpu("RTX 5090", 209.5e12, 32e9, 1792e9, 0.38, _BLACKWELL, _INDEX),
-    "a100-40": Gpu("A100 SXM 40 GB", 312e12, 40e9, 1555e9, 1.00, "NVIDIA A100 data sheet", _RUNPOD),
-    "a100-80": Gpu("A100 SXM 80 GB", 312e12, 80e9, 2039e9, 1.39, "NVIDIA A100 data sheet", _RUNPOD),
-    "h100": Gpu("H100 SXM", 989e12, 80e9, 3350e9, 2.69, "NVIDIA H100 data sheet (half of the sparse figure)", _RUNPOD),
+    "a100-40": Gpu("A100 SXM 40 GB", 312e12, 40e9, 1555e9, 1.00, _A100, _RUNPOD),
+    "a100-80": Gpu("A100 SXM 80 GB", 312e12, 80e9, 2039e9, 1.39, _A100, _RUNPOD),
+    "h100": Gpu("H100 SXM", 989e12, 80e9, 3350e9, 2.69, f"NVIDIA H100 {_HOPPER}", _RUNPOD),
     "h200": Gpu(
         "H200 SXM",
         989e12,
         141e9,
         4800e9,
         4.59,
-        "NVIDIA H200 data sheet (half of the sparse figure)",
+        f"NVIDIA H200 {_HOPPER}",
         "runpod.io/pricing, secure cloud, 2026-10-07",
     ),
 }
