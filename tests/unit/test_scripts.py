@@ -102,6 +102,14 @@ def test_keep_does_not_need_opencc_and_others_say_so(monkeypatch: pytest.MonkeyP
         convert_document(SIMPLIFIED, {"hant": 1.0}, 0)
 
 
+def test_two_steps_are_opencc_s_own_conversion_for_taiwan() -> None:
+    opencc = pytest.importorskip("opencc")
+    text = "皇后后来头发发白，一只手只有干净的面条；台湾的台风过了三公里。\n里面的群众为了喝汤着急，关系系好。"
+    converted = convert_document(text, {"hant": 1.0}, 0)
+    assert converted == opencc.OpenCC("s2tw").convert(text)
+    assert "皇后後來頭髮發白" in converted and "裡面的群眾為了" in converted
+
+
 def test_classes_of_characters() -> None:
     counts = count_scripts("头頭天aZé1。のア！")
     assert {name: int(counts[name]) for name in (HANS, HANT, HAN, LATIN, KANA, OTHER)} == {
