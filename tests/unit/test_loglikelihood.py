@@ -85,6 +85,17 @@ def test_a_context_that_is_too_long_loses_its_beginning() -> None:
     assert got.sums[1] == pytest.approx(naive(model, exact), abs=2e-5)
 
 
+def test_continuations_of_one_length_share_what_is_left_of_a_context() -> None:
+    draw = random.Random(6)
+    model = random_model(tiny_config())
+    long = Query([draw.randrange(61) for _ in range(LONGEST + 5)], [[1], [2], [3, 4], [5], [6, 7]])
+    partly = Query([draw.randrange(61) for _ in range(LONGEST - 1)], [[1], [3, 4], [3, 4, 5], [2]])
+    got = loglikelihoods(model, [long, partly])
+    assert (got.fed - got.padding, got.cut) == (LONGEST + (LONGEST + 1) + LONGEST + LONGEST, 2)
+    for mine, query in zip(got.sums, (long, partly), strict=True):
+        assert mine == pytest.approx(naive(model, query), abs=2e-5)
+
+
 def test_the_head_may_work_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(tiny_config())
     asked = queries(random.Random(4), 2, 0)

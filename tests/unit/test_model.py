@@ -1,6 +1,7 @@
 """The network against naive reimplementations, and the properties that packing and caching must keep."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +44,20 @@ def same_document(documents: Tensor) -> Tensor:
     return torch.tensor(
         [[[s <= t and bool(row[s] == row[t]) for s in range(length)] for t in range(length)] for row in documents]
     )
+
+
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"num_key_value_heads": 4}])
+@pytest.mark.parametrize("asked", [[[7], [0]], [[3, 10, 3], [0, 1, 9]]])
+@pytest.mark.parametrize("packed", [False, True])
+def test_places_are_those_of_the_whole_row(changes: dict[str, Any], asked: list[list[int]], packed: bool) -> None:
+    config = tiny_config(**changes)
+    model, ids, places = random_model(config), random_ids(config, 2, 11), torch.tensor(asked)
+    mask = packed_mask(torch.tensor([[0] * 4 + [1] * 7, [0] * 11], dtype=torch.int32), "sdpa") if packed else None
+    positions = torch.arange(11).expand(2, -1)
+    with torch.no_grad():
+        whole = model.model(ids, positions, mask, None)
+        part = model.model(ids, positions, mask, None, places=places)
+    torch.testing.assert_close(part, torch.stack([row[at] for row, at in zip(whole, places, strict=True)]))
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "blocks", "flex"])

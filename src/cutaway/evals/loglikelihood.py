@@ -2,8 +2,8 @@
 
 The queries of a group (those with the same worked examples) begin with the same tokens: these go through the model once
 and stay as keys and values. The rest of a query is one tree, its own context and behind it every continuation, each
-of which sees the context and itself only. Trees of like length are packed into rows. Logits are computed only where a
-continuation's token is predicted: four answer letters after one prompt take one row of the head.
+of which sees the context and itself only. Trees of like length are packed into rows. The last layer and the logits are
+computed only where a continuation's token is predicted: four answer letters after one prompt take one row of the head.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -103,15 +103,17 @@ def _plant(queries: Sequence[Query], longest: int, vocab: int) -> tuple[list[tup
     alone: list[_Tree] = []
     cut = 0
     for number, query in enumerate(queries):
-        branches = [((number, i), tokens) for i, tokens in enumerate(query.continuations)]
         _check(query, longest, vocab)
-        if all(len(query.context) + len(tokens) - 1 <= longest for _, tokens in branches):
+        # The longer a continuation, the less of a long context it leaves: those that leave the same share it.
+        kept: dict[int, list[tuple[tuple[int, int], Sequence[int]]]] = {}
+        for i, tokens in enumerate(query.continuations):
+            kept.setdefault(min(len(query.context), longest + 1 - len(tokens)), []).append(((number, i), tokens))
+        cut += min(kept) < len(query.context)
+        for size, branches in kept.items():
+            whole = size == len(query.context)
             key = number if query.group is None else ("group", query.group)
-            by_group.setdefault(key, []).append(_Tree(query.context, branches))
-            continue
-        cut += 1
-        # Each continuation leaves another length of context, so they share nothing.
-        alone += [_Tree(query.context[-(longest + 1 - len(tokens)) :], [(key, tokens)]) for key, tokens in branches]
+            trees = by_group.setdefault(key, []) if whole else alone
+            trees.append(_Tree(query.context[-size:], branches))
     groups: list[tuple[Sequence[int], list[_Tree]]] = []
     for trees in by_group.values():
         shared = _common(trees) if len(trees) > 1 else 0
@@ -233,7 +235,8 @@ class _Prefix:
         device = model.head_weight.device
         prefix = cls(len(header), device)
         ids = torch.tensor([list(header)], device=device)
-        model.model(ids, torch.arange(len(header), device=device).unsqueeze(0), None, prefix)
+        nowhere = ids.new_zeros(1, 1)  # the last layer's keys and values are all that is wanted of it
+        model.model(ids, torch.arange(len(header), device=device).unsqueeze(0), None, prefix, places=nowhere)
         prefix.recording = False
         return prefix
 
@@ -257,17 +260,22 @@ def _score(model: CausalLM, rows: _Rows, prefix: _Prefix | None) -> dict[tuple[i
         before = prefix.length
         prefix.mask = F.pad(mask, (before, 0), value=True)
     ids, positions = torch.from_numpy(rows.ids).to(device), torch.from_numpy(rows.depth + before).to(device)
-    hidden = model.model(ids, positions, mask if prefix is None else None, prefix).flatten(0, 1)
     places, which = np.unique(rows.places, return_inverse=True)
-    hidden = hidden[torch.from_numpy(places).to(device)]
+    row, place = np.divmod(places, rows.ids.shape[1])
+    slot = np.arange(len(row)) - np.searchsorted(row, row)
+    asked = np.zeros((len(rows.ids), int(slot.max()) + 1), np.int64)
+    asked[row, slot] = place
+    hidden = model.model(
+        ids, positions, mask if prefix is None else None, prefix, places=torch.from_numpy(asked).to(device)
+    )[torch.from_numpy(row).to(device), torch.from_numpy(slot).to(device)]
     targets = torch.from_numpy(rows.targets).to(device)
     values = torch.empty(len(targets), dtype=torch.float64)
     step = max(1, HEAD_NUMBERS // model.config.vocab_size)
     for start in range(0, len(places), step):
         logits = F.linear(hidden[start : start + step], model.head_weight).float()
         mine = np.flatnonzero((which >= start) & (which < start + step))
-        row, token = torch.from_numpy(which[mine] - start).to(device), targets[torch.from_numpy(mine).to(device)]
-        logprobs = logits[row, token] - logits.logsumexp(-1)[row]
+        of, token = torch.from_numpy(which[mine] - start).to(device), targets[torch.from_numpy(mine).to(device)]
+        logprobs = logits[of, token] - logits.logsumexp(-1)[of]
         values[torch.from_numpy(mine)] = logprobs.double().cpu()
     sums: dict[tuple[int, int], float] = {}
     for owner, value in zip(rows.owners, values.tolist(), strict=True):

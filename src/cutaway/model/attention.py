@@ -66,18 +66,42 @@ class Attention(nn.Module):
         sin: Float[Tensor, "batch 1 seq half"],
         mask: Mask,
         cache: Cache | None,
-    ) -> Float[Tensor, "batch seq hidden"]:
-        q = self.q_proj(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        places: Int[Tensor, "batch asked"] | None = None,
+    ) -> Float[Tensor, "batch asked hidden"]:
+        """The output at every place, or at `places` of each row: every place then gives a key and a value, only these
+        have a query. Not for masks of blocks."""
+        asked = x if places is None else at_places(x, places)
+        q = self.q_proj(asked).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
         k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        k = rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
             mask = cache.mask
+        if places is not None:
+            cos, sin = at_places(cos[:, 0], places)[:, None], at_places(sin[:, 0], places)[:, None]
+            mask = mask_of_places(mask, places, k.shape[2])
+        q = rotate(q, cos, sin)
         out: Tensor = self.o_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
         return out
+
+
+def at_places(
+    x: Float[Tensor, "batch seq width"], places: Int[Tensor, "batch asked"]
+) -> Float[Tensor, "batch asked width"]:
+    """Of each row the vectors at its `places`."""
+    return x.gather(1, places.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def mask_of_places(mask: Mask, places: Int[Tensor, "batch asked"], length: int) -> Tensor:
+    """The rows of a mask that belong to `places`; plain causal becomes a matrix."""
+    if mask is None:
+        return (torch.arange(length, device=places.device) <= places.unsqueeze(-1)).unsqueeze(1)
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        raise ValueError("places need a plain causal mask or a matrix")
+    return mask.expand(len(places), -1, -1, -1).gather(2, places[:, None, :, None].expand(-1, -1, -1, length))
 
 
 def attend(

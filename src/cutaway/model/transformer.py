@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cutaway.model.attention import Attention, Cache, Mask, packed_mask
+from cutaway.model.attention import Attention, Cache, Mask, at_places, packed_mask
 from cutaway.model.config import ModelConfig
 from cutaway.model.mlp import SwiGLU
 from cutaway.model.moe import MixtureOfExperts, Routing
@@ -35,8 +35,10 @@ class DecoderLayer(nn.Module):
         mask: Mask,
         cache: Cache | None,
         routing: Routing | None = None,
-    ) -> Float[Tensor, "batch seq hidden"]:
-        h = h + self.self_attn(self.input_layernorm(h), cos, sin, mask, cache)
+        places: Int[Tensor, "batch asked"] | None = None,
+    ) -> Float[Tensor, "batch asked hidden"]:
+        x = self.input_layernorm(h)
+        h = (h if places is None else at_places(h, places)) + self.self_attn(x, cos, sin, mask, cache, places)
         x = self.post_attention_layernorm(h)
         h = h + (self.mlp(x, routing) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(x))
         return h
@@ -59,13 +61,15 @@ class Decoder(nn.Module):
         mask: Mask,
         cache: Cache | None,
         routing: Routing | None = None,
-    ) -> Float[Tensor, "batch seq hidden"]:
+        places: Int[Tensor, "batch asked"] | None = None,
+    ) -> Float[Tensor, "batch asked hidden"]:
+        """Hidden states of all places, or of `places` in each row: the last layer then computes those only."""
         h = self.embed_tokens(input_ids)
         if torch.is_autocast_enabled(h.device.type):
             h = h.to(torch.get_autocast_dtype(h.device.type))
         cos, sin = self.rotary(positions)
-        for layer in self.layers:
-            h = layer(h, cos, sin, mask, cache, routing)
+        for number, layer in enumerate(self.layers, start=1):
+            h = layer(h, cos, sin, mask, cache, routing, places if number == len(self.layers) else None)
         out: Tensor = self.norm(h)
         return out
 
