@@ -1,10 +1,11 @@
 """What a GGUF file's number format costs: bits per byte in the real llama.cpp, format by format, on the same text.
 
-    python benchmarks/quantization.py RUN --text pretrain_extra.jsonl.xz [--kilobytes 60] [--formats q8_0 q4_0]
+    python benchmarks/quantization.py RUN --text pretrain_extra.jsonl.xz [--kilobytes 60] [--formats f32 q8_0]
 
-Documents of Simplified and Traditional Chinese and of English, as many kilobytes of each, cut to the model's context
-and to 512 tokens. Keys and values are fp16, llama.cpp's default. Beside each figure stands the difference to our own
-network in fp32 with its 95 % interval, from resampling the documents (both on the same ones).
+All five formats in one call, unless --formats names some. Documents of Simplified and Traditional Chinese and of
+English, as many kilobytes of each, cut to the model's context and to 512 tokens. Keys and values are fp16, llama.cpp's
+default. Beside each figure stands the difference to our own network in fp32 with its 95 % interval, from resampling the
+documents (both on the same ones).
 """
 
 import argparse
@@ -51,7 +52,7 @@ def main() -> None:
         print(f"{len(prompts)} documents, {sum(map(len, prompts))} tokens, {sizes.sum()} bytes")
         ours = our_bits(arguments.run, prompts)
         print(f"cutaway, fp32: {ours.sum() / sizes.sum():.4f} bits per byte")
-        print("format   megabytes  bits per byte   against fp32, 95 % interval")
+        print("\n| format | megabytes | bits per byte | against fp32, 95 % interval |\n| --- | ---: | ---: | ---: |")
         for name in arguments.formats:
             file = write_gguf(arguments.run, Path(scratch) / f"{name}.gguf", name)
             (answer,) = ask(Ask(str(file), prompts=prompts, nats=True, cache="F16"))
@@ -60,7 +61,7 @@ def main() -> None:
             total = bits.sum() / sizes.sum()
             change = (bits - ours).sum() / sizes.sum()
             megabytes = file.stat().st_size / 1e6
-            print(f"{name:8} {megabytes:9.2f} {total:14.4f}   {change:+.4f} [{low:+.4f}, {high:+.4f}]", flush=True)
+            print(f"| {name} | {megabytes:.2f} | {total:.4f} | {change:+.4f} [{low:+.4f}, {high:+.4f}] |", flush=True)
 
 
 @torch.no_grad()
