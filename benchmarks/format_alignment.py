@@ -10,7 +10,8 @@ question with lettered choices, answered by its letter), *unseen* ones the test.
     leaked     on the test questions themselves                   what contamination looks like
 
 All are scored on the unseen subjects, letters in the chat format, beside RUN itself, and paired with it. Prints the
-splits, how many 13-grams of the test stand in each training file, and a table; with --out writes alignment.md there.
+splits, how many test questions stand in each training file (`data/overlap.py`), and a table. With --docs, these go into
+the manual's page on evaluation in both languages, between its marks, in place of those of an earlier call.
 """
 
 import argparse
@@ -25,14 +26,18 @@ from pathlib import Path
 
 import torch
 
+from cutaway.data.overlap import OverlapIndex
 from cutaway.evals.intervals import holm
 from cutaway.evals.multiple_choice import LETTERS, Asking, Item, language_of, read_items, score, summarise
 from cutaway.evals.results import Result, compare, of_choice
 from cutaway.evals.tables import Table, interval, percent, to_markdown
 from cutaway.model.weights import load_model, write_text
 from cutaway.tokenization.tokenizer import Tokenizer
+from score_all import write_between_marks
 
-GRAM = 13
+MARKS = ("<!-- alignment -->", "<!-- end of alignment -->")
+_COMMAND = "`python benchmarks/format_alignment.py RUN --data D --work DIR --docs docs`"
+PAGES = {"evaluation.md": f"By {_COMMAND}.", "zh-Hant/evaluation.md": f"由 {_COMMAND} 產生。"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--recipe", default="nano")
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--items", type=int, default=1500, help="most items on either side")
-    parser.add_argument("--out", type=Path, help="folder for alignment.md")
+    parser.add_argument("--docs", type=Path, help="the manual's folder, to put splits and table into its page")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     items = read_items(arguments.data / f"eval_{arguments.set}.jsonl.xz", skip_bad=10)
@@ -54,18 +59,21 @@ def main(argv: list[str] | None = None) -> int:
     print(split_note(arguments.set, seen, unseen))
     arguments.work.mkdir(parents=True, exist_ok=True)
     results = {"as it was": measure(arguments.run, unseen, asking)}
-    grams = {"as it was": "-"}
+    known = {"as it was": "-"}
+    index = OverlapIndex.build((item.question, "\n".join(item.choices)) for item in unseen)
     for name, asked in (("aligned", seen), ("shuffled", shuffled(seen)), ("leaked", unseen)):
         data = write_conversations(asked, asking, arguments.work / f"{name}.jsonl")
         adapter = arguments.work / name
         train(arguments, data, adapter)
         results[name] = measure(adapter, unseen, asking)
-        grams[name] = f"{shared_grams(unseen, asked)} of {len(unseen)}"
-    text = to_markdown(table_of(results, grams))
+        leaks = index.leaks([asking.ask(item) for item in asked])
+        known[name] = f"{len({leak.question for leak in leaks if leak})} of {len(index.questions)}"
+    text = to_markdown(table_of(results, known))
     print(text)
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        write_text(f"{split_note(arguments.set, seen, unseen)}\n\n{text}", arguments.out / "alignment.md")
+    if arguments.docs is not None:
+        for page, words in PAGES.items():
+            said = f"{words}\n\n{split_note(arguments.set, seen, unseen)}\n\n{text}"
+            write_between_marks(arguments.docs / page, said, MARKS)
     return 0
 
 
@@ -122,13 +130,7 @@ def measure(run: Path, items: Sequence[Item], asking: Asking) -> Result:
     return of_choice(scored, summarise(scored))
 
 
-def shared_grams(test: Sequence[Item], trained: Sequence[Item]) -> int:
-    """Test questions of which 13 characters in a row stand in a training question."""
-    known = {item.question[i : i + GRAM] for item in trained for i in range(len(item.question) - GRAM + 1)}
-    return sum(any(item.question[i : i + GRAM] in known for i in range(len(item.question) - GRAM + 1)) for item in test)
-
-
-def table_of(results: dict[str, Result], grams: dict[str, str]) -> Table:
+def table_of(results: dict[str, Result], known: dict[str, str]) -> Table:
     """A row a model; p of the paired test against the first, adjusted."""
     base, *others = results.values()
     differences = [compare(base, other) for other in others]
@@ -147,15 +149,15 @@ def table_of(results: dict[str, Result], grams: dict[str, str]) -> Table:
                 one["verdict"],
                 f"{one['margin']:+.3f} {interval(one['margin_low'], one['margin_high'], lambda end: f'{end:+.3f}')}",
                 percent(calibration["ece"]),
-                grams[name],
+                known[name],
             ]
         )
     headers = ["trained", "accuracy, unseen subjects", "points", "p", "in words", "margin, nats", "calibration error"]
     note = (
         f"Chance {percent(base.summary['chance'])}; always the commonest letter {percent(base.summary['constant'])}. "
-        f"Last column: test questions that share {GRAM} characters in a row with a training question."
+        "Last column: test questions found in the training file, of those long enough to be looked for."
     )
-    return Table("Format alignment", [*headers, f"shares {GRAM}-grams"], rows, note)
+    return Table("Format alignment", [*headers, "test questions in it"], rows, note)
 
 
 if __name__ == "__main__":

@@ -69,12 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def write_between_marks(page: Path, text: str) -> None:
+def write_between_marks(page: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
     """Replace what stands between the two marks of a page."""
-    before, mark, rest = page.read_text(encoding="utf-8").partition(MARKS[0] + "\n")
-    _, end, after = rest.partition(MARKS[1])
+    before, mark, rest = page.read_text(encoding="utf-8").partition(marks[0] + "\n")
+    _, end, after = rest.partition(marks[1])
     if not (mark and end):
-        raise UserError(f"{page}: the marks {' and '.join(MARKS)} are not there, each on a line")
+        raise UserError(f"{page}: the marks {' and '.join(marks)} are not there, each on a line")
     write_text(f"{before}{mark}\n{text}\n{end}{after}", page)
 
 

@@ -15,11 +15,27 @@ from cutaway.evals.results import load_results
 from cutaway.model.weights import save_model
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PAGES = ("evaluation.md", "zh-Hant/evaluation.md")
+
+
+@pytest.fixture(autouse=True)
+def _neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts import one another, as they may where Python starts one of them."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 def script(name: str) -> Any:
     """A benchmark's `main`; its globals are those of the script."""
     return runpy.run_path(str(BENCHMARKS / f"{name}.py"))["main"]
+
+
+def manual(folder: Path, mark: str) -> Path:
+    """Two pages with something old between the marks."""
+    (folder / "docs" / "zh-Hant").mkdir(parents=True)
+    for page in PAGES:
+        text = f"before\n<!-- {mark} -->\nold\n<!-- end of {mark} -->\nafter\n"
+        (folder / "docs" / page).write_text(text, encoding="utf-8")
+    return folder / "docs"
 
 
 @pytest.fixture
@@ -37,7 +53,7 @@ def data(tmp_path: Path) -> Path:
     items = [
         {
             "subject": f"s{i % 8}",
-            "question": f"the {i} cat sat on?",
+            "question": f"the {i} cat sat on the mat and saw {i} dogs and {i} birds, so what did it sit on?",
             "choices": ["mat", "dog", "cat", "on"],
             "answer": i % 4,
         }
@@ -60,10 +76,7 @@ def test_every_set_that_is_there_is_scored(
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(run, other)
-    docs = tmp_path / "docs"
-    (docs / "zh-Hant").mkdir(parents=True)
-    for page in ("evaluation.md", "zh-Hant/evaluation.md"):
-        (docs / page).write_text("before\n<!-- scores -->\nold\n<!-- end of scores -->\nafter\n", encoding="utf-8")
+    docs = manual(tmp_path, "scores")
     arguments = [str(run), str(other), "--data", str(data), "--limit", "4", "--docs", str(docs)]
     main = script("score_all")
     assert main(arguments) == 0
@@ -72,7 +85,7 @@ def test_every_set_that_is_there_is_scored(
     assert sorted(load_results(run)) == names == sorted(load_results(other))
     assert all(name in printed.out for name in names) and "no difference shown" in printed.out
     assert "eval_mmlu.jsonl.xz: not there, left out" in printed.err
-    for page in ("evaluation.md", "zh-Hant/evaluation.md"):
+    for page in PAGES:
         text = (docs / page).read_text(encoding="utf-8")
         assert text.startswith("before\n<!-- scores -->\n") and text.endswith("<!-- end of scores -->\nafter\n")
         assert "old" not in text and "cmmlu.letter-0shot" in text and "images/evaluation.png" in text
@@ -91,7 +104,8 @@ def test_the_ablation_keeps_its_splits_apart(
         shutil.copytree(run, out)
 
     main.__globals__["train"] = no_training
-    assert main([str(run), "--data", str(data), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]) == 0
+    docs = manual(tmp_path, "alignment")
+    assert main([str(run), "--data", str(data), "--work", str(tmp_path / "work"), "--docs", str(docs)]) == 0
     printed = capsys.readouterr().out
     assert set(trained) == {"aligned", "shuffled", "leaked"}
     assert set(trained["aligned"]).isdisjoint(trained["leaked"])
@@ -100,7 +114,9 @@ def test_the_ablation_keeps_its_splits_apart(
     assert prompts[0] == prompts[1] and trained["aligned"] != trained["shuffled"]
     assert "Trained on: s" in printed and printed.count("+0.0") >= 3
     assert f"{len(trained['leaked'])} of {len(trained['leaked'])}" in printed
-    assert (tmp_path / "out" / "alignment.md").is_file()
+    for page in PAGES:
+        text = (docs / page).read_text(encoding="utf-8")
+        assert "old" not in text and "Trained on: s" in text and "| leaked | " in text and text.endswith("after\n")
 
 
 def test_the_parity_script_names_its_sets() -> None:
