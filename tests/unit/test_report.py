@@ -75,7 +75,8 @@ def test_what_differences_say(runs: list[Path]) -> None:
 
 def test_scores_and_margins(runs: list[Path]) -> None:
     read = read_runs(runs)
-    rows = {row[0]: row[1:] for row in score_table(read).rows}
+    rows = {row[0]: row[2:] for row in score_table(read).rows}
+    assert {row[0]: row[1] for row in score_table(read).rows} == {"quiz.letter-0shot": "300", "news.bpb": "3"}
     assert rows["quiz.letter-0shot"][0] == "25.0" and rows["quiz.letter-0shot"][1].startswith("≈ 26.0 %")
     assert rows["quiz.letter-0shot"][2].startswith("60.0 %") and rows["news.bpb"][1] == "2.500 [2.400, 2.600]"
     margins = margin_table(read)

@@ -106,12 +106,13 @@ def score_table(runs: Sequence[Run]) -> Table:
     for name in names:
         found = [run.results.get(name) for run in runs]
         chance = next((f"{100 * r.summary['chance']:.1f}" for r in found if r and "chance" in r.summary), "")
-        rows.append([name, chance, *(_score(result) for result in found)])
+        items = " / ".join(map(str, sorted({len(result.keys) for result in found if result})))
+        rows.append([name, items, chance, *(_score(result) for result in found)])
     note = (
         "Brackets: 95 % intervals (Wilson; bootstrap over documents for bits per byte). ≈: not distinguishable from "
         "guessing, or from always giving the same letter. Bits per byte: lower is better."
     )
-    return Table("Scores", ["task", "chance, %", *(run.name for run in runs)], rows, note)
+    return Table("Scores", ["task", "items", "chance, %", *(run.name for run in runs)], rows, note)
 
 
 def _score(result: Result | None) -> str:
