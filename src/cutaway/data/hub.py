@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -82,7 +83,7 @@ def get(name: str, out: Path, source: str = "hf") -> list[Path]:
         raise UserError(f"no data set '{name}': name a repository as owner/name or owner/name:file, or one of {known}")
     if file and "*" not in file:
         return [_fetch(_find(repository, file, source), out)]
-    names = [path for path in _list(repository, source) if fnmatch.fnmatch(path, file or "*.*")]
+    names = [path for path in list_files(repository, source) if fnmatch.fnmatch(path, file or "*.*")]
     names = [path for path in names if not path.startswith(".") and (file or path != "README.md")]
     if not names:
         raise UserError(f"{repository}: holds no file{f' like {file}' if file else ''}")
@@ -94,11 +95,12 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
 
 
-def _list(repository: str, source: str, revision: str = "main") -> list[str]:
+def list_files(repository: str, source: str = "hf", revision: str = "main") -> list[str]:
+    """Paths of all files of a data set."""
     if source == "modelscope":
         return [entry["Path"] for entry in _modelscope_tree(repository)]
     api = HfApi(endpoint=endpoint())
-    names: list[str] = _asked(
+    names: list[str] = asked(
         repository, lambda: api.list_repo_files(repository, repo_type="dataset", revision=revision)
     )
     return names
@@ -113,7 +115,7 @@ def _find(repository: str, name: str, source: str, revision: str = "main") -> Re
         url = f"{modelscope_endpoint()}/datasets/{repository}/resolve/master/{quote(name)}"
         return RemoteFile(name, url, {}, entry.get("Size") or None, str(entry.get("Sha256") or ""))
     url = hf_hub_url(repository, name, repo_type="dataset", revision=revision, endpoint=endpoint())
-    metadata = _asked(f"{repository}: {name}", lambda: get_hf_file_metadata(url, endpoint=endpoint()))
+    metadata = asked(f"{repository}: {name}", lambda: get_hf_file_metadata(url, endpoint=endpoint()))
     # A token is for the hub itself, not for the store to which it redirects.
     headers = build_hf_headers(token=None if urlsplit(metadata.location).netloc == urlsplit(url).netloc else False)
     return RemoteFile(name, metadata.location, headers, metadata.size, metadata.etag or "")
@@ -134,7 +136,7 @@ def _modelscope_tree(repository: str) -> list[dict[str, Any]]:
         return response.json()
 
     try:
-        files: list[dict[str, Any]] = _asked(repository, ask)["Data"]["Files"]
+        files: list[dict[str, Any]] = asked(repository, ask)["Data"]["Files"]
         return [entry for entry in files if entry.get("Type") != "tree"]
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{repository}: ModelScope gave an answer that lists no files") from None
@@ -153,7 +155,7 @@ def _fetch(remote: RemoteFile, out: Path) -> Path:
     partial = target.with_name(f".{target.name}.{re.sub(r'[^0-9a-zA-Z]', '', remote.checksum)[:16]}.incomplete")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _asked(remote.name, lambda: _download(remote, partial))
+        asked(remote.name, lambda: _download(remote, partial))
         if wrong := _wrong(partial, remote):
             partial.unlink()
             raise UserError(f"{remote.name}: damaged on the way ({wrong}); it was removed, try again")
@@ -209,7 +211,7 @@ def _digest(path: Path, digest: Any) -> str:
     return str(digest.hexdigest())
 
 
-def _asked(what: str, ask: Callable[[], Any]) -> Any:
+def asked(what: str, ask: Callable[[], Any]) -> Any:
     """The answer of a hub, asked again after a passing trouble; UserError with one line for everything else."""
     for wait in (*WAITS_S, None):
         try:
@@ -248,7 +250,7 @@ def trouble(error: Exception) -> str | None:
         return f"no such repository at {hub}, or a private one (HF_TOKEN holds no token that may read it)"
     if isinstance(error, RevisionNotFoundError):
         return f"no such revision at {hub}"
-    if isinstance(error, EntryNotFoundError):
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return f"no such file at {hub}"
     if status is not None:
         meaning = {401: "it wants a valid token (HF_TOKEN)", 403: "the token may not do this"}
@@ -256,7 +258,7 @@ def trouble(error: Exception) -> str | None:
         return f"the hub answered {status}, {meaning.get(status, 'try again later' if status >= 500 else 'no success')}"
     if isinstance(error, OSError) and "Consistency check" in str(error):
         return "the connection broke off before the end; the same command goes on from there"
-    if isinstance(error, (_NETWORK_ERROR, ConnectionError)):
+    if isinstance(error, (_NETWORK_ERROR, ConnectionError, LocalEntryNotFoundError)):
         kind = type(error).__name__
         return f"the hub at {hub} cannot be reached ({kind}); the same command goes on, HF_ENDPOINT names a mirror"
     return None

@@ -3,6 +3,7 @@
 The hub is huggingface_hub's, so its settings hold here too: HF_ENDPOINT for a mirror, HF_HUB_OFFLINE for the cache.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -149,16 +150,13 @@ def _rows(path: str) -> Iterator[Row]:
 
 def _files(own: NamedSet, split: str) -> list[tuple[str, str]]:
     """(subject, local path) of every file of a split."""
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import hf_hub_download
 
-    try:
-        names = HfApi().list_repo_files(own.repository, repo_type="dataset")
-        chosen = [name for name in sorted(names) if _belongs(name, own, split)]
-        found = [hf_hub_download(own.repository, name, repo_type="dataset") for name in chosen]
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{own.repository}: cannot be fetched: {reason} (set HF_ENDPOINT for a mirror)") from None
+    from cutaway.data import hub
+
+    chosen = [name for name in sorted(hub.list_files(own.repository)) if _belongs(name, own, split)]
+    download = functools.partial(hf_hub_download, own.repository, repo_type="dataset", endpoint=hub.endpoint())
+    found = [hub.asked(f"{own.repository}: {name}", functools.partial(download, name)) for name in chosen]
     if not found:
         raise UserError(f"{own.repository}: no {split} files in {own.folder or 'its folders'}")
     return [
