@@ -4,8 +4,9 @@
 
 Multiple choice in fp32, zero-shot unless --shots; bits per byte of the first megabytes of pretrain_extra and of sft_mix
 (the assistant's tokens); for chat models also cmath, answered greedily, and the tool calls of 100 turns of sft_tool.
-Results also go to RUN/evals, for `cutaway report`. With --docs, tables and picture go into the manual in both
-languages, between its marks, in place of those of an earlier call.
+--limit takes the first N items of each set, which are a sample, since the sets of D are shuffled; the table says how
+many items each score is of, and its interval is that of so many. Results also go to RUN/evals, for `cutaway report`.
+With --docs, tables and picture go into the manual in both languages, between its marks, in place of earlier ones.
 """
 
 import argparse
@@ -85,7 +86,8 @@ def score_run(run: Path, arguments: argparse.Namespace) -> None:
     tasks = [(f"eval_{name}", replace(settings, shots=arguments.shots)) for name in CHOICE]
     tasks += [("pretrain_extra", settings), ("sft_mix", settings)]
     if knows_chat(run, Tokenizer.load(run)):
-        tasks += [("eval_cmath", settings), ("sft_tool", replace(settings, how="calls", limit=arguments.limit or 100))]
+        turns = min(100, arguments.limit or 100)
+        tasks += [("eval_cmath", settings), ("sft_tool", replace(settings, how="calls", limit=turns))]
     for name, own in tasks:
         path = arguments.data / f"{name}.jsonl.xz"
         if not path.is_file():
