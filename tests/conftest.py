@@ -5,11 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # Tiny tensors gain nothing from a second thread, and two test processes with two threads each hinder one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A deadline would measure what else the machine is doing.
+settings.register_profile("cutaway", deadline=None)
+settings.load_profile("cutaway")
 
 # CUTAWAY_TYPECHECK=off runs the tests without the hook, to compare times or to see a plain traceback.
 if os.environ.get("CUTAWAY_TYPECHECK", "on") != "off":
