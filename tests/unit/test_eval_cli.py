@@ -125,10 +125,10 @@ def test_named_sets_come_from_the_hub(run: Path, tmp_path: Path) -> None:
         hub.files["datasets/allenai/ai2_arc"] = files
         environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "cache")}
         command = [sys.executable, "-m", "cutaway", "eval", str(run), "--task", "arc_easy", "--shots", "2"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=100)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
         assert done.returncode == 0, done.stderr
         missing = subprocess.run(
-            [*command[:-3], "mmlu"], env=environment, capture_output=True, text=True, check=False, timeout=100
+            [*command[:-3], "mmlu"], env=environment, capture_output=True, text=True, check=False, timeout=600
         )
     assert "arc_easy.text-2shot" in done.stdout and "5 items" in done.stdout
     assert not any("Challenge" in path for _, path, _ in hub.requests if "resolve" in path)
