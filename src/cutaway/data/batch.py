@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, Integer
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from cutaway.data.cache import TokenCache
@@ -42,6 +42,31 @@ class Batch:
         return int((self.documents >= 0).sum())
 
 
+@dataclass
+class TaughtBatch(Batch):
+    """Rows beside what a teacher thought of each place: its `k` likeliest next tokens and their log-probabilities,
+    meaningful where the target is trained on."""
+
+    teacher_ids: Int[Tensor, "rows seq k"]
+    teacher_logprobs: Float[Tensor, "rows seq k"]
+
+    def to(self, device: torch.device | str) -> "TaughtBatch":
+        """The batch on another device."""
+        plain = super().to(device)
+        tensors = plain.input_ids, plain.targets, plain.positions, plain.documents
+        return TaughtBatch(*tensors, self.teacher_ids.to(device), self.teacher_logprobs.to(device))
+
+
+@dataclass
+class WrittenBatch(Batch):
+    """Rows whose targets the model in training has written itself."""
+
+    def to(self, device: torch.device | str) -> "WrittenBatch":
+        """The batch on another device."""
+        plain = super().to(device)
+        return WrittenBatch(plain.input_ids, plain.targets, plain.positions, plain.documents)
+
+
 class Rows(NamedTuple):
     """Packed rows as flat pieces: row r holds pieces `ends[r-1]` to `ends[r]-1`, each a stretch of one document."""
 
@@ -74,6 +99,13 @@ def pack_rows(cache: TokenCache, indices: Integer[np.ndarray, "documents"], seq:
 
 def assemble(cache: TokenCache, parts: list[Rows], rows: int, seq: int) -> Batch:
     """The tensors of some rows, `rows` of them in all; missing ones are padding."""
+    return assemble_with_places(cache, parts, rows, seq)[0]
+
+
+def assemble_with_places(
+    cache: TokenCache, parts: list[Rows], rows: int, seq: int
+) -> tuple[Batch, Integer[np.ndarray, "rows seq"]]:
+    """The same, and where in the cache's `flat_tokens` each target is; -1 in padding."""
     document, start, pairs = (np.concatenate([part[field] for part in parts]) for field in range(3))
     per_row = np.concatenate([np.diff(part.ends, prepend=0) for part in parts])
     row_of = np.repeat(np.arange(len(per_row), dtype=np.int64), per_row)
@@ -91,5 +123,7 @@ def assemble(cache: TokenCache, parts: list[Rows], rows: int, seq: int) -> Batch
     targets[target_place] = wanted
     positions[target_place] = within
     documents[target_place] = np.repeat(ragged_arange(per_row), pairs)
+    places = np.full(rows * seq, -1, np.int64)
+    places[target_place] = source + 1
     arrays = (input_ids, targets, positions, documents)
-    return Batch(*(torch.from_numpy(array).view(rows, seq) for array in arrays))
+    return Batch(*(torch.from_numpy(array).view(rows, seq) for array in arrays)), places.reshape(rows, seq)

@@ -102,7 +102,7 @@ def build_cache(
         skip_bad: bad records tolerated; each is logged with `file:line: reason`.
         workers: processes; None for one a core.
         max_tokens: conversations are cut at a turn to at most this many tokens, and counted.
-        root: where caches live; None for $CUTAWAY_CACHE, or ~/.cache/cutaway.
+        root: where caches live; None for `cache_root()`.
         progress: called with the share of the input that is done, and the number of documents.
 
     Raises UserError for unreadable input, too many bad records, no usable document, a full or unwritable disk.
@@ -112,7 +112,7 @@ def build_cache(
         raise UserError("no data files given")
     for file in files:
         check_readable(file)
-    folder = Path(root or os.environ.get("CUTAWAY_CACHE") or Path.home() / ".cache" / "cutaway")
+    folder = Path(root or cache_root())
     encoding = Encoding(tokenizer, kind, parse_scripts(scripts), seed, max_tokens if kind == "sft" else None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,6 +136,11 @@ def build_cache(
         bad.add(str(files[number]), line, reason)
     _report(cache)
     return cache
+
+
+def cache_root() -> Path:
+    """Where what was computed once is kept: $CUTAWAY_CACHE, or ~/.cache/cutaway."""
+    return Path(os.environ.get("CUTAWAY_CACHE") or Path.home() / ".cache" / "cutaway")
 
 
 def load_cache(path: Path) -> TokenCache:

@@ -7,7 +7,7 @@ rows m*rows to (m+1)*rows-1 of the stream, across the ends of windows and epochs
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,13 @@ class RowSource:
         world: int = 1,
         prefetch: int = 0,
         window: int = WINDOW,
+        make: Callable[[TokenCache, list[Rows], int, int], Batch] = assemble,
     ) -> None:
-        """`indices` are the documents to use (None: all); `prefetch` micro-batches are prepared in a thread."""
+        """`indices` are the documents to use (None: all); `prefetch` micro-batches are prepared in a thread; `make`
+        turns rows into a batch, where it is to hold more than a `Batch` does."""
         self.cache, self.rows, self.seq, self.seed = cache, rows, seq, seed
         self.rank, self.world, self.prefetch, self.window_pieces = rank, world, prefetch, window
+        self.make = make
         self.indices = _usable(cache, indices, seq)
         if not len(self.indices):
             raise UserError("no document with a token to train on is left in the training data")
@@ -123,7 +126,7 @@ class RowSource:
         _, place = self._take(place, self.rank * self.rows)
         parts, place = self._take(place, self.rows)
         _, place = self._take(place, (self.world - 1 - self.rank) * self.rows)
-        return assemble(self.cache, parts, self.rows, self.seq), place
+        return self.make(self.cache, parts, self.rows, self.seq), place
 
     def _take(self, place: tuple[int, int, int], count: int) -> tuple[list[Rows], tuple[int, int, int]]:
         parts: list[Rows] = []

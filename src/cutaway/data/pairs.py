@@ -22,6 +22,7 @@ from cutaway.data.packing import pack_best_fit
 from cutaway.data.scripts import ScriptMix, convert_conversation, parse_scripts
 from cutaway.errors import UserError
 from cutaway.tokenization.chat import render
+from cutaway.tokenization.foreign import render_foreign
 from cutaway.tokenization.messages import Message, normalise
 from cutaway.tokenization.tokenizer import Tokenizer
 
@@ -132,13 +133,16 @@ def _tokenise(value: dict[str, Any], tokenizer: Tokenizer, mix: ScriptMix, seed:
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
     answers = []
+    written = render if tokenizer.is_native else render_foreign
     for conversation in (chosen, rejected):
         if not any(_says_something(turn) for turn in conversation[shared:]):
             return None, "empty"
-        # A rendered conversation is a prefix of its continuation: what the prompt takes is known from itself.
-        rendered, prompt = render(conversation, tokenizer), render(conversation[:shared], tokenizer)
+        rendered = written(conversation, tokenizer)
         trained = np.array(rendered.mask, np.uint8)
-        trained[: len(prompt.ids)] = 0
+        # Headers, which are not trained, lie between answers: those of the prompt are the first stretches.
+        before = sum(turn["role"] == "assistant" for turn in conversation[:shared])
+        begins = np.flatnonzero(np.diff(trained, prepend=0) == 1)
+        trained[: begins[before]] = 0
         end = int(trained.nonzero()[0][-1]) + 1
         answers.append(Answer(np.array(rendered.ids[:end], np.int64), trained[:end]))
     text = "\x00".join(f"{turn['role']}\x01{turn['content']}" for turn in chosen[:shared])
@@ -147,6 +151,44 @@ def _tokenise(value: dict[str, Any], tokenizer: Tokenizer, mix: ScriptMix, seed:
 
 def _says_something(turn: Message) -> bool:
     return turn["role"] == "assistant" and bool(turn["content"].strip() or turn.get("tool_calls"))
+
+
+def at_the_end(pair: Pair) -> Pair:
+    """The pair with one marked place in each answer: behind its last token, where a reward model's score is read.
+
+    A row holds inputs, and the last token of a conversation is only a target: one more token lets it be an input too,
+    so each answer takes one place more.
+    """
+    marked = []
+    for answer in (pair.chosen, pair.rejected):
+        mark = np.zeros(len(answer.ids) + 1, np.uint8)
+        mark[-1] = 1
+        marked.append(Answer(np.append(answer.ids, 0), mark))
+    return Pair(marked[0], marked[1], pair.prompt)
+
+
+def mismatched(pairs: Sequence[Pair], seq: int) -> list[Pair]:
+    """For every pair, its prompt with the answers of the next pair that has another prompt, cut to half a row each.
+
+    What KTO estimates its distance from the reference on. Where there is one prompt only, the answers are to it.
+    """
+    others = list(range(len(pairs)))
+    for i in reversed(range(2 * len(pairs) - 1)):
+        here, after = i % len(pairs), (i + 1) % len(pairs)
+        others[here] = after if pairs[after].prompt != pairs[here].prompt else others[after]
+    return [_exchanged(pair, pairs[other], seq // 2 + 1) for pair, other in zip(pairs, others, strict=True)]
+
+
+def _exchanged(pair: Pair, other: Pair, longest: int) -> Pair:
+    """The prompt of one pair with the answers of another, each conversation of at most `longest` tokens."""
+    prompt = pair.chosen.ids[: int(pair.chosen.trained.argmax())]
+    answers = []
+    for answer in (other.chosen, other.rejected):
+        begin = int(answer.trained.argmax())
+        ids = np.concatenate([prompt, answer.ids[begin:]])[:longest]
+        trained = np.concatenate([np.zeros(len(prompt), np.uint8), answer.trained[begin:]])[:longest]
+        answers.append(Answer(ids, trained))
+    return Pair(answers[0], answers[1], pair.prompt)
 
 
 def split_pairs(pairs: Sequence[Pair], holdout_tokens: int, seed: int) -> tuple[list[int], list[int]]:

@@ -1,5 +1,7 @@
 """The decoder: embedding, layers, head."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -89,6 +91,10 @@ class CausalLM(nn.Module):
         """Class name that `transformers` knows this network by."""
         return self.config.architecture
 
+    def config_dict(self) -> dict[str, Any]:
+        """The `config.json` that describes this network."""
+        return self.config.to_dict()
+
     @property
     def head_weight(self) -> Float[Tensor, "vocab hidden"]:
         """Rows are the output vectors of the tokens: the embedding itself where the two are tied."""
@@ -106,8 +112,10 @@ class CausalLM(nn.Module):
         targets: Int[Tensor, "batch seq"] | None = None,
         z_loss: float = 0.0,
         routing: Routing | None = None,
-    ) -> Float[Tensor, "batch seq vocab"] | Float[Tensor, "batch seq"]:
-        """Logits; or with `targets` each target's negative log-likelihood in nats, fp32, without keeping the logits.
+        head: bool = True,
+    ) -> Float[Tensor, "batch seq vocab"] | Float[Tensor, "batch seq"] | Float[Tensor, "batch seq hidden"]:
+        """Logits; or with `targets` each target's negative log-likelihood in nats, fp32, without keeping the logits; or
+        without `head` the final hidden states, which `head_weight` turns into logits.
 
         `positions` default to 0, 1, 2, ...; `documents` holds an id per token, and a token sees its own document only
         (default: a row is one document); `cache` holds keys and values of earlier tokens (its mask rules then);
@@ -116,7 +124,9 @@ class CausalLM(nn.Module):
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         mask = None if documents is None else packed_mask(documents)
-        hidden = self.model(input_ids, positions, mask, cache, routing)
+        hidden: Tensor = self.model(input_ids, positions, mask, cache, routing)
+        if not head:
+            return hidden
         if targets is None:
             return F.linear(hidden, self.head_weight)
         return token_nll(hidden, self.head_weight, targets, z_loss)
@@ -157,7 +167,7 @@ class CausalLM(nn.Module):
     def _matrix_flops(self) -> int:
         embedding, total = self.model.embed_tokens.weight, 0
         for parameter in self.parameters():
-            if parameter.ndim == 2 and (parameter is not embedding or self.config.tie_word_embeddings):
+            if parameter.ndim == 2 and (parameter is not embedding or parameter is self.head_weight):
                 total += (6 if parameter.requires_grad else 4) * parameter.numel()
         experts = (parameter for parameter in self.parameters() if parameter.ndim == 3)
         passes = 6 if all(parameter.requires_grad for parameter in experts) else 4

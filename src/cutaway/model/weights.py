@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,8 @@ from cutaway.model.moe import is_router
 from cutaway.model.rope import stretch
 from cutaway.model.transformer import CausalLM
 from cutaway.recipe import read_toml
+
+Kind = TypeVar("Kind", bound=CausalLM)
 
 
 @torch.no_grad()
@@ -104,14 +106,21 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu", rope_s
         model = load_adapted(directory, rope_scaling=rope_scaling)
         merge(model)
         return model.to(device)
+    if is_reward_model(directory):
+        raise UserError(f"{directory} is a reward model: it scores answers and cannot write any")
     config = ModelConfig.load(directory)
     config = stretch(config, rope_scaling, trained_length(directory, config))
+    return read_model(CausalLM, config, directory).to(device)
+
+
+def read_model(kind: type[Kind], config: ModelConfig, directory: Path) -> Kind:
+    """A network of that class and shape with the weights of a directory."""
     with torch.device("meta"):
-        model = CausalLM(config)
+        model = kind(config)
     load_weights(model, directory)
     # The rotary table is a buffer that no checkpoint holds, so it is computed again off the meta device.
     model.model.rotary = type(model.model.rotary)(config)
-    return model.to(device)
+    return model
 
 
 def trained_length(directory: Path, config: ModelConfig) -> int:
@@ -185,6 +194,15 @@ def read_safetensors_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]
 def is_adapter(directory: Path) -> bool:
     """Whether a directory holds an adapter, as PEFT writes it, and not a whole model."""
     return (directory / "adapter_config.json").is_file()
+
+
+def is_reward_model(directory: Path) -> bool:
+    """Whether a directory holds a model that scores, as `config.json` names it."""
+    try:
+        table = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        return str(table["architectures"][0]).endswith("ForSequenceClassification")
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return False
 
 
 def find_base(directory: Path, base: str | None = None) -> Path:
@@ -262,11 +280,21 @@ def describe_model(model: CausalLM, directory: Path, base: str | None) -> None:
     """Write what says how to read the weights: `config.json`, or of an adapter on `base` `adapter_config.json`."""
     adapter = adapter_of(model)
     if adapter is None:
-        write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", directory / "config.json")
+        write_text(json.dumps(model.config_dict(), indent=2) + "\n", directory / "config.json")
     else:
         assert base is not None
         table = to_peft(adapter, model, base)
         write_text(json.dumps(table, indent=2) + "\n", directory / "adapter_config.json")
+
+
+def weights_fingerprint(model: CausalLM) -> str:
+    """A hash of the shape and of all weights but an adapter's: equal for models that compute the same."""
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if ".lora_" not in name:
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy())
+    return digest.hexdigest()[:32]
 
 
 def base_fingerprint(model: nn.Module) -> str:

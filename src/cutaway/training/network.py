@@ -1,5 +1,7 @@
 """A model as the loop calls it: in the chosen arithmetic, compiled, and wrapped for ranks."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -42,11 +44,21 @@ class Network:
         without its padding, $c$ and $c_z$ the model's `router_aux_loss_coef` and `router_z_loss_coef`. Counted
         once a trained token, the routers' losses of accumulated batches average as the next-token loss does.
         """
+        routing = self.routing()
+        return self.with_router_losses(self.token_losses(batch, z_loss, routing=routing).sum(), routing, batch)
+
+    def routing(self) -> Routing | None:
+        """What a forward pass fills with what the routers said; None where there are none."""
+        return Routing() if self.model.config.num_experts else None
+
+    def with_router_losses(
+        self, next_token: Float[Tensor, ""], routing: Routing | None, batch: Batch
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """A sum over trained tokens with the routers' losses added to it, as in `training_loss`."""
         config = self.model.config
-        if not config.num_experts:
-            return self.token_losses(batch, z_loss).sum(), {}
-        routing, top_k = Routing(), config.num_experts_per_tok
-        next_token = self.token_losses(batch, z_loss, routing=routing).sum()
+        if routing is None:
+            return next_token, {}
+        top_k = config.num_experts_per_tok
         trained, mask = (batch.targets != IGNORE).sum(), (batch.documents >= 0).flatten()
         balance, router_z = (trained * value for value in routing.losses(top_k, mask))
         load = routing.load(top_k, mask)
@@ -61,13 +73,12 @@ class Network:
 
         `local` goes past the wrapper: ranks that evaluate different numbers of batches must not wait for each other.
         """
+        return self.forward(batch, local, targets=batch.targets, z_loss=z_loss, routing=routing)
+
+    def forward(self, batch: Batch, local: bool = False, **more: Any) -> Tensor:
+        """What the model gives for a batch of packed documents, `more` being its further arguments."""
         with autocast(self.ranks.device, self.dtype):
-            losses: Tensor = (self.local if local else self.module)(
-                batch.input_ids,
-                positions=batch.positions,
-                documents=batch.documents,
-                targets=batch.targets,
-                z_loss=z_loss,
-                routing=routing,
+            result: Tensor = (self.local if local else self.module)(
+                batch.input_ids, positions=batch.positions, documents=batch.documents, **more
             )
-        return losses
+        return result
