@@ -16,10 +16,13 @@ import tyro
 
 from cutaway.errors import UserError
 from cutaway.recipe import (
+    DistillSettings,
+    DPOSettings,
     LoRASettings,
     ModelSettings,
     PretrainSettings,
     Recipe,
+    RewardSettings,
     RunSettings,
     SFTSettings,
     load_recipe,
@@ -74,10 +77,50 @@ class _LoRA:
     stage: tyro.conf.OmitArgPrefixes[LoRASettings]
 
 
-_STAGES = {"pretrain": _Pretrain, "sft": _SFT, "lora": _LoRA}
+@dataclass(frozen=True)
+class _DPO:
+    """Training on pairs of answers, one preferred to the other. Each flag overrides the value of the recipe."""
+
+    source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
+    run: tyro.conf.OmitArgPrefixes[RunSettings]
+    stage: tyro.conf.OmitArgPrefixes[DPOSettings]
+
+
+@dataclass(frozen=True)
+class _Reward:
+    """Training of a reward model on pairs of answers. Each flag overrides the value of the recipe."""
+
+    source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
+    run: tyro.conf.OmitArgPrefixes[RunSettings]
+    stage: tyro.conf.OmitArgPrefixes[RewardSettings]
+
+
+@dataclass(frozen=True)
+class _Distill:
+    """Training of a student on a teacher's distributions. Each flag overrides the value of the recipe."""
+
+    source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
+    run: tyro.conf.OmitArgPrefixes[RunSettings]
+    stage: tyro.conf.OmitArgPrefixes[DistillSettings]
+
+
+_STAGES = {
+    "pretrain": _Pretrain,
+    "sft": _SFT,
+    "lora": _LoRA,
+    "dpo": _DPO,
+    "reward": _Reward,
+    "distill": _Distill,
+}
 _HORIZONS = ("minutes", "tokens", "steps", "epochs")
 _FIXED_BY_A_RUN = ("seed", "row_length", "batch_tokens", "optimizer", "scripts", "holdout_tokens")
-_FIXED_TOO = {"lora": ("rank", "alpha", "targets", "rslora", "dora")}
+_ADAPTER = ("rank", "alpha", "targets", "rslora", "dora")
+_FIXED_TOO = {
+    "lora": _ADAPTER,
+    "dpo": (*_ADAPTER, "loss", "beta", "gamma", "label_smoothing", "nll_weight"),
+    "reward": ("centre",),
+    "distill": (*_ADAPTER, "divergence", "beta", "temperature", "ce_weight", "top_k", "on_policy", "max_new_tokens"),
+}
 
 
 def parse_stage(stage: str, argv: Sequence[str]) -> tuple[Recipe, RunSettings]:

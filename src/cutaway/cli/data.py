@@ -1,6 +1,8 @@
-"""`cutaway data get`, `check`, `stats`, `clean`: fetch files, see what is in them, take out what should not be."""
+"""`cutaway data get`, `check`, `stats`, `clean`, `answer`: fetch files, see what is in them, take out what should not
+be, have a teacher answer them."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,17 +75,32 @@ class GetFlags:
     """The Hugging Face hub or a mirror of it, or ModelScope (MiniMind's sets are on both)."""
 
 
+@dataclass(frozen=True)
+class _AnswerFiles:
+    """What is read and written."""
+
+    files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILE...")]
+    """Files of conversations; everything up to the last question is asked."""
+    out: str
+    """File to write (.jsonl); one that is there is gone on with."""
+    api_key: str | None = None
+    """Key of the endpoint; by default the environment's OPENAI_API_KEY."""
+    skip_bad: int = 0
+    """Bad records tolerated (each is reported)."""
+
+
 USAGE = """usage: cutaway data get NAME... [--out DIR] [--source hf|modelscope]
        cutaway data check FILE... [--kind KIND]
        cutaway data stats FILE... [--tokenizer DIR]
        cutaway data clean FILE... --out FILE [--evaluation FILE...]
+       cutaway data answer FILE... --out FILE --endpoint URL --model NAME
 
 `cutaway data ACTION --help` explains the settings."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Dispatch the actions."""
-    actions = {"get": get, "check": check, "stats": stats, "clean": clean}
+    actions = {"get": get, "check": check, "stats": stats, "clean": clean, "answer": answer}
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -201,3 +218,25 @@ def clean(argv: Sequence[str]) -> None:
     path.write_text(json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     print(report)
     print(f"written: {source.out}, {path}")
+
+
+def answer(argv: Sequence[str]) -> None:
+    """Have a teacher answer the questions of files; print what became of them."""
+    from cutaway.stages.answer import Teacher, answer_files
+
+    @dataclass(frozen=True)
+    class AnswerFlags:
+        """Ask a teacher behind an OpenAI-compatible endpoint every question of the files, and write an SFT file."""
+
+        source: tyro.conf.OmitArgPrefixes[_AnswerFiles]
+        teacher: tyro.conf.OmitArgPrefixes[Teacher]
+
+    flags = parse(AnswerFlags, argv, prog="cutaway data answer")
+    source = flags.source
+    _need(source.files, "answer")
+    key = source.api_key or os.environ.get("OPENAI_API_KEY")
+    with progress_bar("answers") as progress:
+        report = answer_files(
+            source.files, Path(source.out), flags.teacher, api_key=key, skip_bad=source.skip_bad, progress=progress
+        )
+    print(f"{source.out}: {report}")

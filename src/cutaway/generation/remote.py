@@ -6,10 +6,7 @@ distribution sampled from, as ours are: vLLM gives them when started with `--log
 """
 
 import itertools
-import json
 import queue
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ from typing import Any, Literal
 from cutaway.errors import UserError
 from cutaway.generation.defaults import stop_ids
 from cutaway.generation.engine import Completion, FinishReason, Piece, Request, TopLogprobs
+from cutaway.generation.http import post_json
 from cutaway.generation.stop import TextStream
 from cutaway.tokenization.tokenizer import Tokenizer
 
@@ -121,27 +119,14 @@ class RemoteEngine:
             ask, read = (_ask_vllm, _read_vllm) if self.dialect == "vllm" else (_ask_sglang, _read_sglang)
             path = "/v1/completions" if self.dialect == "vllm" else "/generate"
             ends = self.stop_ids if request.stop_ids is None else request.stop_ids
-            found = self._post(path, ask(request, self.model_name, sorted(ends)))
+            body = ask(request, self.model_name, sorted(ends))
+            found = post_json(self.url + path, body, api_key=self.api_key, seconds=self.seconds)
             self._answered.put((number, read(found)))
         except UserError as error:
             self._answered.put((number, error))
         except Exception as error:
             # Whatever a server sends, the caller must not wait for ever.
             self._answered.put((number, UserError(f"{self.url}: not an answer of {self.dialect}: {error!r}")))
-
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if self.api_key is not None:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
-        try:
-            with urllib.request.urlopen(request, timeout=self.seconds) as answer:
-                return json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            said = " ".join(error.read(2000).decode("utf-8", "replace").split())
-            raise UserError(f"{self.url}{path}: HTTP {error.code}: {said[:300]}") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.url}{path}: no answer: {error}") from None
 
 
 def _sampling(request: Request) -> dict[str, Any]:

@@ -51,8 +51,10 @@ def read_data(kind: Kind, settings: TrainSettings, run: RunSettings, tokenizer: 
     return training, train, training, heldout
 
 
-def row_source(cache: TokenCache, indices: Documents, settings: TrainSettings, ranks: Ranks, rows: int) -> RowSource:
-    """Endless micro-batches of `rows` rows for this rank."""
+def row_source(
+    cache: TokenCache, indices: Documents, settings: TrainSettings, ranks: Ranks, rows: int, **more: Any
+) -> RowSource:
+    """Endless micro-batches of `rows` rows for this rank; `more` goes to the source."""
     return RowSource(
         cache,
         indices,
@@ -62,6 +64,7 @@ def row_source(cache: TokenCache, indices: Documents, settings: TrainSettings, r
         rank=ranks.rank,
         world=ranks.world,
         prefetch=0 if settings.overfit_one_batch else 2,
+        **more,
     )
 
 

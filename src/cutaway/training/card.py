@@ -10,9 +10,12 @@ from cutaway.recipe import read_toml
 from cutaway.training.metrics import read_metrics
 
 FIGURES = {
-    "loss": "training loss (nats a token)",
-    "heldout_loss": "held-out loss (nats a token)",
+    "loss": "training loss (nats)",
+    "heldout_loss": "held-out loss (nats)",
     "heldout_bpb": "held-out bits per byte",
+    "heldout_accuracy": "held-out pairs in the right order (share)",
+    "heldout_margin": "held-out margin",
+    "heldout_calibration_error": "held-out calibration error",
     "tokens": "tokens trained on",
     "step": "optimizer steps",
     "elapsed_s": "seconds",
@@ -21,6 +24,9 @@ STAGES = {
     "pretrain": "Pretrained on plain text: it continues a text and does not answer.",
     "sft": "Fine-tuned on conversations: it answers.",
     "lora": "An adapter trained on conversations; it needs the base model named above.",
+    "dpo": "Trained on pairs of answers, of which one is preferred.",
+    "distill": "Trained on conversations and on what a larger model makes of them.",
+    "reward": "It scores the last answer of a conversation and does not write.",
 }
 MARK = "<!-- Written by cutaway; delete this line to keep your own text. -->"
 
@@ -59,7 +65,7 @@ def card(run: Path, licence: str = "unknown") -> str:
         lines.append(f"The base is `{_base_name(adapter)}`.")
     lines += ["", "## Data", "", *_data(files), "", "## Figures", "", *_figures(run)]
     lines += ["", "## Use", "", "```python", *_usage(adapter, stage), "```"]
-    if stage != "pretrain":
+    if stage not in ("pretrain", "reward"):
         lines += ["", f"In a terminal: `cutaway chat {name}`."]
     lines += ["", "## Limits", "", *_limits(million, stage), "", "## Licence", "", _licence_line(licence, files), ""]
     return "\n".join(lines)
@@ -67,7 +73,7 @@ def card(run: Path, licence: str = "unknown") -> str:
 
 def _front_matter(stage: str, adapter: dict[str, Any], licence: str, recipe: str) -> list[str]:
     lines = ["---", f"license: {licence}", f"library_name: {'peft' if adapter else 'transformers'}"]
-    lines.append("pipeline_tag: text-generation")
+    lines.append(f"pipeline_tag: {'text-classification' if stage == 'reward' else 'text-generation'}")
     base = str(adapter.get("base_model_name_or_path", ""))
     if base.count("/") == 1 and not Path(base).exists() and not base.startswith((".", "/")):
         lines.append(f"base_model: {json.dumps(base)}")
@@ -122,6 +128,13 @@ def _usage(adapter: dict[str, Any], stage: str) -> list[str]:
         load = "AutoPeftModelForCausalLM.from_pretrained"
     lines += ['where = "."  # this folder, or OWNER/NAME on the hub', f"model = {load}(where)"]
     lines.append("tokenizer = AutoTokenizer.from_pretrained(where)")
+    if stage == "reward":
+        return [
+            *(line.replace("AutoModelForCausalLM", "AutoModelForSequenceClassification") for line in lines),
+            'turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}]',
+            'text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\\n")',
+            'print(model(**tokenizer(text, return_tensors="pt")).logits.item())',
+        ]
     if stage == "pretrain":
         return [
             *lines,

@@ -24,7 +24,7 @@ class Panel:
 
 
 PANELS = (
-    Panel("loss", "training loss (nats a token)", smooth=True),
+    Panel("loss", "training loss (nats)", smooth=True),
     Panel("heldout_bpb", "held-out text (bits a byte)"),
     Panel("lr", "learning rate"),
     Panel("grad_norm", "gradient norm before clipping", logarithmic=True, smooth=True),

@@ -17,8 +17,9 @@ from cutaway.training.optim import muon_cost
 Train = TypeVar("Train", bound=TrainSettings)
 
 EXPERTS = ("num_experts", "num_experts_per_tok", "norm_topk_prob", "router_aux_loss_coef", "router_z_loss_coef")
-NEW_MODEL, FINE_TUNING = 1.0, 0.5
-"""Learning rates as a share of a new model's: a fine-tuned model must not forget."""
+NEW_MODEL, FINE_TUNING, REWARD, PREFERENCE = 1.0, 0.5, 0.2, 0.02
+"""Learning rates as a share of a new model's. A fine-tuned model must not forget; one that learns from preferences is
+only nudged: published runs take about a fortieth of their fine-tuning's rate (Zephyr, Tulu 3)."""
 MUON_SHARE = 0.08
 """Muon is taken while its iterations cost at most this share of a step's FLOPs."""
 SHORT_STEPS, MUON_SHARE_SHORT = 1000, 0.4
