@@ -1,13 +1,15 @@
-"""Fine-tunes in one rank of as many as the environment says, and writes down what the test compares.
+"""Trains in one rank of as many as the environment says, and writes down what the test compares.
 
-ddp_worker.py INIT DATA OUT NAME...        trains OUT/NAME for each NAME, `adamw` or `muon`; RESUME=1 resumes them
+ddp_worker.py INIT DATA OUT NAME...        trains OUT/NAME for each NAME; RESUME=1 resumes them
+
+NAME is `adamw` or `muon` for fine-tuning, or a stage; these read the pairs of $PAIRS and learn from $TEACHER.
 """
 
 import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cutaway.recipe import Recipe, RunSettings, SFTSettings
-from cutaway.stages import sft, shared
+from cutaway.recipe import DistillSettings, DPOSettings, LoRASettings, Recipe, RewardSettings, RunSettings, SFTSettings
+from cutaway.stages import distill, dpo, lora, reward, sft, shared
 from cutaway.training import distributed, loop
 
 STEPS = 20
@@ -37,6 +39,19 @@ SETTINGS = SFTSettings(
     adam_lr=0.005,
     workers=1,
 )
+SHORT: dict[str, Any] = asdict(replace(SETTINGS, steps=2, row_length=128, optimizer="adamw", max_grad_norm=0.0))
+TEACHER = {"teacher": os.environ.get("TEACHER", ""), "max_new_tokens": 16}
+STAGES: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "lora": (lora, "lora", {"rank": 4}),
+    "dpo": (dpo, "dpo", {}),
+    "dpo_lora": (dpo, "dpo", {"rank": 4, "reference": "live", "loss": "ipo"}),
+    "kto": (dpo, "dpo", {"loss": "kto"}),
+    "reward": (reward, "reward", {}),
+    "distill": (distill, "distill", {**TEACHER, "divergence": "jensen_shannon"}),
+    "distill_top_k": (distill, "distill", {**TEACHER, "top_k": 8}),
+    "distill_on_policy": (distill, "distill", {**TEACHER, "divergence": "reverse_kl", "on_policy": 0.6}),
+}
+KINDS = {"lora": LoRASettings, "dpo": DPOSettings, "reward": RewardSettings, "distill": DistillSettings}
 
 
 def main(init: str, data: str, out: str, names: list[str]) -> None:
@@ -53,10 +68,16 @@ def main(init: str, data: str, out: str, names: list[str]) -> None:
 
         loop.MetricsLog.write = record  # type: ignore[method-assign]
         shared.optimizers_of = _recording(make, folder)
-        # Gradients are compared as they come for the one, clipped for the other.
-        settings = replace(SETTINGS, optimizer=name, max_grad_norm=1.0 if name == "muon" else 0.0)
         run = RunSettings(data=(data,), out=str(folder), init=init, resume="RESUME" in os.environ)
-        sft.run(Recipe(sft=settings), run)
+        if name in STAGES:
+            stage, table, more = STAGES[name]
+            files = (os.environ["PAIRS"],) if table in ("dpo", "reward") else run.data
+            settings: Any = KINDS[table](**(SHORT | more))
+            stage.run(replace(Recipe(), **{table: settings}), replace(run, data=files))
+        else:
+            # Gradients are compared as they come for the one, clipped for the other.
+            settings = replace(SETTINGS, optimizer=name, max_grad_norm=1.0 if name == "muon" else 0.0)
+            sft.run(Recipe(sft=settings), run)
         if rows:
             (folder / "exact.json").write_text(json.dumps(rows), encoding="utf-8")
     if dist.is_initialized():

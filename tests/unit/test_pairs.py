@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutaway.data.pairs import Answer, Pair, PairSource, pair_batches, read_pairs, split_pairs
+from cutaway.data.pairs import Answer, Pair, PairSource, at_the_end, mismatched, pair_batches, read_pairs, split_pairs
 from cutaway.errors import UserError
 from cutaway.recipe import TokenizerSettings
 from cutaway.tokenization.tokenizer import Tokenizer
@@ -144,3 +144,37 @@ def test_a_prompt_is_on_one_side_only(sizes: list[tuple[int, int, int]], tokens:
     assert sorted(train + heldout) == list(range(len(pairs))) and train
     assert not {pairs[i].prompt for i in train} & {pairs[i].prompt for i in heldout}
     assert (tokens > 0) or not heldout
+
+
+@given(SIZES)
+@settings(deadline=None, max_examples=50)
+def test_a_score_is_read_behind_the_last_token(sizes: list[tuple[int, int, int]]) -> None:
+    pairs = random_pairs(sizes)
+    for batch in pair_batches([at_the_end(pair) for pair in pairs], range(len(pairs)), 2, 32):
+        for place, member in enumerate(batch.index.tolist()):
+            for side, answer in enumerate((pairs[member].chosen, pairs[member].rejected)):
+                mine = batch.answer == 2 * place + side
+                assert mine.sum() == 1
+                assert batch.input_ids[mine].item() == answer.ids[-1]
+                row, column = mine.nonzero()[0].tolist()
+                document = batch.documents[row] == batch.documents[row, column]
+                assert batch.input_ids[row][document].tolist() == answer.ids.tolist()
+
+
+@given(SIZES, st.integers(1, 4), st.integers(10, 40))
+@settings(deadline=None, max_examples=50)
+def test_mismatched_answers_are_those_to_another_prompt(
+    sizes: list[tuple[int, int, int]], prompts: int, seq: int
+) -> None:
+    numbered = [Pair(pair.chosen, pair.rejected, number % prompts) for number, pair in enumerate(random_pairs(sizes))]
+    pairs = [pair for pair in numbered if pair.size <= seq]
+    several = len({pair.prompt for pair in pairs}) > 1
+    for number, (pair, other) in enumerate(zip(pairs, mismatched(pairs, seq), strict=True)):
+        assert other.size <= seq and other.prompt == pair.prompt
+        begin = int(pair.chosen.trained.argmax())
+        for answer in (other.chosen, other.rejected):
+            assert answer.ids[:begin].tolist() == pair.chosen.ids[:begin].tolist()
+            assert answer.trained[begin:].all() and not answer.trained[:begin].any() and len(answer.ids) > begin
+            if several:  # the ids of a pair are its own, from 2000 times its number on
+                whose = numbered[int(answer.ids[begin]) // 2000]
+                assert whose.prompt != pair.prompt, number
