@@ -2,18 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from run_helpers import Town
+from run_helpers import Town, blank_model
 
-from cutaway.model.transformer import CausalLM
-from cutaway.model.weights import initialise, save_model
 from cutaway.playground.write import PlaygroundSettings, write_training_sets
-from cutaway.recipe import ModelSettings, TokenizerSettings
-from cutaway.tokenization.tokenizer import Tokenizer
+from cutaway.recipe import TokenizerSettings
 from cutaway.tokenization.train import train_tokenizer
-from cutaway.training.derive import derive_model
 
 
 @pytest.fixture(scope="session")
@@ -35,20 +30,8 @@ def blank(town: Town, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def wide(town: Town, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wider one with other weights, for a teacher."""
-    return blank_model(town, tmp_path_factory.mktemp("wide"), hidden_size=48, seed=1)
-
-
-def blank_model(town: Town, folder: Path, hidden_size: int = 32, seed: int = 0, **more: Any) -> Path:
-    """Write a tiny model with random weights and the town's tokenizer."""
-    tokenizer = Tokenizer.load(town.tokenizer)
-    settings = ModelSettings(hidden_size=hidden_size, num_hidden_layers=2, num_attention_heads=2, **more)
-    config, _ = derive_model(settings, tokenizer.vocab_size, 128, (tokenizer.im_end_id, tokenizer.eos_id))
-    network = CausalLM(config)
-    initialise(network, seed)
-    tokenizer.save(folder)
-    save_model(network, folder, config)
-    return folder
+    """A wider one with other weights and strong opinions, for a teacher."""
+    return blank_model(town, tmp_path_factory.mktemp("wide"), hidden_size=48, seed=1, sharpness=15)
 
 
 @pytest.fixture(scope="session")

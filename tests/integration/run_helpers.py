@@ -96,3 +96,24 @@ def final_bytes(run: Path, steps: int) -> tuple[bytes, bytes]:
     """Weights and optimizer state at the end of a run."""
     optimizer = run / "state" / f"step-{steps:08d}" / "optimizer.safetensors"
     return (run / "model.safetensors").read_bytes(), optimizer.read_bytes()
+
+
+def blank_model(
+    town: Town, folder: Path, hidden_size: int = 32, seed: int = 0, sharpness: float = 1, **more: Any
+) -> Path:
+    """Write a tiny model with random weights and the town's tokenizer; its logits are multiplied by `sharpness`."""
+    from cutaway.model.transformer import CausalLM
+    from cutaway.model.weights import initialise, save_model
+    from cutaway.recipe import ModelSettings
+    from cutaway.tokenization.tokenizer import Tokenizer
+    from cutaway.training.derive import derive_model
+
+    tokenizer = Tokenizer.load(town.tokenizer)
+    settings = ModelSettings(hidden_size=hidden_size, num_hidden_layers=2, num_attention_heads=2, **more)
+    config, _ = derive_model(settings, tokenizer.vocab_size, 128, (tokenizer.im_end_id, tokenizer.eos_id))
+    network = CausalLM(config)
+    initialise(network, seed)
+    network.model.norm.weight.data.mul_(sharpness)
+    tokenizer.save(folder)
+    save_model(network, folder, config)
+    return folder

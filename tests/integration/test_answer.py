@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -149,13 +148,16 @@ def test_a_wrong_answer_is_a_counted_skip_and_asked_again_later(
 
 
 def test_a_slow_teacher_is_waited_for_so_long(server: Server, questions: Path, tmp_path: Path) -> None:
+    ended = threading.Event()
+
     def slow(body: dict[str, Any]) -> tuple[int, Any]:
         if body["messages"][-1]["content"].endswith(" 7"):
-            time.sleep(1.5)
+            ended.wait(60)
         return good(body)
 
     server.reply = slow
-    report = answer_files([str(questions)], tmp_path / "out.jsonl", quick(server, seconds=0.5))
+    report = answer_files([str(questions)], tmp_path / "out.jsonl", quick(server, seconds=2.0))
+    ended.set()
     assert report.written == 11 and dict(report.skipped) == {"without an answer": 1}
 
 
