@@ -106,7 +106,7 @@ def test_the_reference_is_computed_once_and_a_damaged_file_again(
     with caplog.at_level(logging.INFO, "cutaway"):
         first = reference.cached_logprobs(network, read, 128)
     (file,) = tmp_path.glob("reference-*.safetensors")
-    assert f"reference: {file.stat().st_size:,} bytes" in caplog.text
+    assert f"reference model: {file.stat().st_size:,} bytes" in caplog.text
     work, calls = reference._compute, []
     monkeypatch.setattr(reference, "_compute", lambda *arguments: calls.append(1) or work(*arguments))
     assert torch.equal(reference.cached_logprobs(network, read, 128), first) and not calls

@@ -170,7 +170,7 @@ def at_the_end(pair: Pair) -> Pair:
 def mismatched(pairs: Sequence[Pair], seq: int) -> list[Pair]:
     """For every pair, its prompt with the answers of the next pair that has another prompt, cut to half a row each.
 
-    What KTO estimates its distance from the reference on. Where there is one prompt only, the answers are to it.
+    What KTO estimates its distance from the reference on. Where there is one prompt only, the answers are to that.
     """
     others = list(range(len(pairs)))
     for i in reversed(range(2 * len(pairs) - 1)):

@@ -50,7 +50,7 @@ def cached_logprobs(network: Network, pairs: list[Pair], seq: int) -> Float[Tens
 
     table = first_rank_first(network.ranks, find)
     if network.ranks.first:
-        log.info("reference: %s bytes of log-probabilities in %s", f"{path.stat().st_size:,}", path)
+        log.info("reference model: %s bytes of log-probabilities in %s", f"{path.stat().st_size:,}", path)
     return table.to(network.ranks.device)
 
 
