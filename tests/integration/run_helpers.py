@@ -117,3 +117,15 @@ def blank_model(
     tokenizer.save(folder)
     save_model(network, folder, config)
     return folder
+
+
+def same_end(one: Path, other: Path, steps: int) -> None:
+    """Weights and optimizer state are equal to the bit. (An adapter's file names its metadata in any order.)"""
+    from safetensors.torch import load_file
+
+    files = sorted(path.name for path in (one / "state" / f"step-{steps:08d}").glob("*.safetensors"))
+    assert len(files) == 2
+    for file in files:
+        first, second = (load_file(run / "state" / f"step-{steps:08d}" / file) for run in (one, other))
+        assert first.keys() == second.keys()
+        assert all(first[name].equal(second[name]) for name in first), file

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import Town, rows_of
+from run_helpers import Town, rows_of, same_end
 
 from cutaway.cli import main as cli
 from cutaway.data.pairs import at_the_end, pair_batches, read_pairs
@@ -195,11 +195,7 @@ def test_resume_is_exact(name: str, blank: Path, pairs: Path, tmp_path: Path) ->
     shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "state" / "step-00000006")
     stage.run(recipe, files(pairs, blank, tmp_path / "run", resume=True))
-    for file in ("optimizer.safetensors", "adapter_model.safetensors", "model.safetensors"):
-        ends = [run / "state" / "step-00000006" / file for run in (whole, tmp_path / "run")]
-        assert ends[0].exists() == ends[1].exists()
-        if ends[0].exists():
-            assert ends[0].read_bytes() == ends[1].read_bytes(), file
+    same_end(whole, tmp_path / "run", 6)
     assert Checkpoints(tmp_path / "run", 1).steps() == [3, 6]
 
 

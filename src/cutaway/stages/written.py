@@ -42,7 +42,7 @@ class MixedSource:
         self.data, self.network, self.tokenizer, self.settings = data, network, tokenizer, settings
         self._round = 0
         self._engine: Engine | None = None
-        self.prompts = [prompt for prompt in map(self._prompt, data.indices) if prompt is not None]
+        self.prompts = [prompt for prompt in map(self._prompt, data.indices.tolist()) if prompt is not None]
         if not self.prompts:
             length = f"max_new_tokens {settings.max_new_tokens}"
             raise UserError(f"no question leaves room for an answer of {length} in a row of {data.seq}")
