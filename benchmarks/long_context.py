@@ -1,22 +1,25 @@
 """Bits per byte against position, up to several times the length of the rows that a model was trained on.
 
-    python benchmarks/long_context.py --data D/pretrain_mix.jsonl.xz --text D/pretrain_extra.jsonl.xz
-        --tokenizer runs/tok [--row-length 128] [--factor 4] [--tokens 1200000] [--tune-tokens 300000] [--documents 256]
-        [--out docs/images/long-context.png] [--runs DIR]
+    python benchmarks/long_context.py [--row-length 128] [--factor 4] [--tokens 2000000] [--tune-tokens 300000]
+        [--documents 128] [--out docs/images/long-context.png] [--runs DIR]
+        [--data D/pretrain_mix.jsonl.xz --text D/pretrain_extra.jsonl.xz --tokenizer runs/tok]
 
 A model of `--recipe` is trained on rows of `--row-length` tokens, then read at `--factor` times that length: as it is,
 with its positions interpolated evenly (linear), with YaRN, and with YaRN after a short training on long rows (reported
 apart). "restarted" is the model as it is, its context emptied every row length: what it can do without any stretch.
 
 The text is single documents that the run never saw, each cut to exactly factor x row length tokens, so every document
-is in every position of the picture. Bytes are those of the tokens predicted there.
+is in every position of the picture. Bytes are those of the tokens predicted there. Without --data it is text of the
+playground, joined to long documents: after minutes of open text a small model hardly looks far back, so nothing breaks.
 """
 
 import argparse
+import json
 import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,36 +29,48 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from cutaway.cli.quickstart import VOCAB_SIZE
 from cutaway.data.cache import build_cache
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import load_model
+from cutaway.playground.language import LANGUAGES
+from cutaway.playground.pretraining import documents
+from cutaway.playground.world import make_world
+from cutaway.recipe import TokenizerSettings
 from cutaway.tokenization.tokenizer import Tokenizer
+from cutaway.tokenization.train import train_tokenizer
 from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.precision import autocast, pick_device, pick_dtype
 
 BATCH = 8
 BUCKETS_A_ROW = 4
 """Points of the picture within one row length."""
+TRAIN_SEED, TRAIN_BYTES, READ_BYTES, JOINED_BYTES = 10, 12_000_000, 1_500_000, 3000
+"""Of the playground's text: the seed of what is trained on (the next one's is read), bytes, bytes of a document."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--text", required=True)
-    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--data", help="to train on; by default the playground's documents")
+    parser.add_argument("--text", help="to read, with --data")
+    parser.add_argument("--tokenizer", help="with --data")
     parser.add_argument("--recipe", default="nano")
     parser.add_argument("--row-length", type=int, default=128)
     parser.add_argument("--factor", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=1_200_000)
+    parser.add_argument("--tokens", type=int, default=2_000_000)
     parser.add_argument("--tune-tokens", type=int, default=300_000)
-    parser.add_argument("--documents", type=int, default=256)
+    parser.add_argument("--documents", type=int, default=128)
     parser.add_argument("--out", default="docs/images/long-context.png")
     parser.add_argument("--runs", help="keep the two runs here, and go on with them if they are there")
     arguments = parser.parse_args()
+    if len({flag is None for flag in (arguments.data, arguments.text, arguments.tokenizer)}) > 1:
+        parser.error("--data, --text and --tokenizer are given together, or none of them")
     row, length = arguments.row_length, arguments.row_length * arguments.factor
     stretch = f"{arguments.factor}:{row}"
     with tempfile.TemporaryDirectory() as folder:
         base, tuned = (Path(arguments.runs or folder, name) for name in ("base", "tuned"))
+        if arguments.data is None:
+            write_town(Path(arguments.runs or folder), arguments)
         pretrain(arguments, arguments.tokenizer, base, row, "--tokens", arguments.tokens)
         extra = ("--tokens", arguments.tune_tokens, "--rope-scaling", f"yarn:{stretch}")
         pretrain(arguments, str(base), tuned, length, *extra)
@@ -79,6 +94,33 @@ def main() -> None:
         )
         print(f"| {name} | {inside:.3f} | {beyond:.3f} | {beyond / inside - 1:+.1%} | {last:.3f} |")
     draw(readings, num_bytes, row, length, Path(arguments.out))
+
+
+def write_town(folder: Path, arguments: argparse.Namespace) -> None:
+    """Training text, text to read and a vocabulary of the playground; the arguments name them from then on."""
+    world = make_world(0)
+    for name, seed, size in (("data", TRAIN_SEED, TRAIN_BYTES), ("text", TRAIN_SEED + 1, READ_BYTES)):
+        path = folder / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            for text in joined(documents(world, seed, LANGUAGES, size)):
+                file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+        setattr(arguments, name, str(path))
+    lines = Path(arguments.data).read_text(encoding="utf-8").splitlines()
+    texts = (json.loads(line)["text"] for line in lines[: len(lines) // 3])
+    train_tokenizer(texts, TokenizerSettings(VOCAB_SIZE)).save(folder / "tokenizer")
+    arguments.tokenizer = str(folder / "tokenizer")
+
+
+def joined(texts: Iterator[str]) -> Iterator[str]:
+    """Documents of one language joined to long ones; the languages come in turn."""
+    parts: list[list[str]] = [[] for _ in LANGUAGES]
+    for number, text in enumerate(texts):
+        part = parts[number % len(LANGUAGES)]
+        part.append(text)
+        if sum(len(one.encode()) for one in part) > JOINED_BYTES:
+            yield "\n".join(part)
+            part.clear()
 
 
 def pretrain(arguments: argparse.Namespace, init: str, out: Path, row: int, *more: object) -> None:
