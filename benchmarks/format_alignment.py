@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         adapter = arguments.work / name
         train(arguments, data, adapter)
         results[name] = measure(adapter, unseen, asking)
-        leaks = index.leaks([asking.ask(item) for item in asked])
+        leaks = index.leaks([item.key for item in asked])
         known[name] = f"{len({leak.question for leak in leaks if leak})} of {len(index.questions)}"
     text = to_markdown(table_of(results, known))
     print(text)

@@ -24,7 +24,7 @@ from cutaway.data.formats import BadCounter, read_records
 from cutaway.data.scripts import HAN, HANS, HANT, LATIN, count_scripts
 from cutaway.errors import UserError
 from cutaway.evals.intervals import Share, against_chance, bootstrap_mean
-from cutaway.evals.loglikelihood import Query, Scores, loglikelihoods
+from cutaway.evals.loglikelihood import Query, loglikelihoods
 from cutaway.generation.conversation import answer_prompt
 from cutaway.model.transformer import CausalLM
 from cutaway.tokenization.tokenizer import PATTERNS, Tokenizer
@@ -201,8 +201,7 @@ def score(
     for item, query in zip(items, queries, strict=True):
         if reason := _unfit(query, tokenizer, model):
             raise UserError(f"{item.file}:{item.line}: {reason}")
-    options: dict[str, Any] = {} if batch_tokens is None else {"batch_tokens": batch_tokens}
-    scores: Scores = loglikelihoods(model, queries, dtype=dtype, progress=progress, **options)
+    scores = loglikelihoods(model, queries, dtype=dtype, batch_tokens=batch_tokens, progress=progress)
     lengths: dict[str, list[Any]] = {rule: [] for rule in RULES}
     for item, query in zip(items, queries, strict=True):
         answers = asking.answers(item)
