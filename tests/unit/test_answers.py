@@ -20,12 +20,12 @@ from cutaway.evals.answers import (
     read_call_tasks,
     read_tasks,
     summarise_answers,
-    verifier_of,
     visible,
 )
 from cutaway.generation.engine import Completion, Engine
 from cutaway.generation.sampling import Sampling
 from cutaway.tokenization.chat import render
+from cutaway.verifiers.record import verifier_of
 from cutaway.verifiers.table import run_verifier
 
 

@@ -1,6 +1,7 @@
 """The columns of the RL table by hand, and by second implementations that go through tokens one at a time."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from cutaway.objectives import advantages, aggregation, kl, policy, value
 from cutaway.objectives.policy import Tokens
+from cutaway.rl.algorithms import table
 
 NAN = float("nan")
 
@@ -282,3 +284,12 @@ def test_explained_variance() -> None:
     assert value.explained_variance(returns, returns, mask) == 1
     assert value.explained_variance(torch.ones(1, 4), returns, mask) == 0
     assert math.isnan(value.explained_variance(returns, torch.ones(1, 4), mask))
+
+
+# The table
+
+
+def test_the_manual_shows_the_table_as_the_code_prints_it() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    for page in (docs / "stages" / "rl.md", docs / "zh-Hant" / "stages" / "rl.md"):
+        assert table() in page.read_text(encoding="utf-8")

@@ -16,15 +16,19 @@ import tyro
 
 from cutaway.errors import UserError
 from cutaway.recipe import (
+    AgentSettings,
     DistillSettings,
     DPOSettings,
+    GRPOSettings,
     LoRASettings,
     ModelSettings,
+    PPOSettings,
     PretrainSettings,
     Recipe,
     RewardSettings,
     RunSettings,
     SFTSettings,
+    SPOSettings,
     load_recipe,
     load_run,
 )
@@ -104,6 +108,42 @@ class _Distill:
     stage: tyro.conf.OmitArgPrefixes[DistillSettings]
 
 
+@dataclass(frozen=True)
+class _PPO:
+    """Reinforcement learning with a value model. Each flag overrides the value of the recipe."""
+
+    source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
+    run: tyro.conf.OmitArgPrefixes[RunSettings]
+    stage: tyro.conf.OmitArgPrefixes[PPOSettings]
+
+
+@dataclass(frozen=True)
+class _GRPO:
+    """Reinforcement learning from groups of answers. Each flag overrides the value of the recipe."""
+
+    source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
+    run: tyro.conf.OmitArgPrefixes[RunSettings]
+    stage: tyro.conf.OmitArgPrefixes[GRPOSettings]
+
+
+@dataclass(frozen=True)
+class _SPO:
+    """Reinforcement learning from single answers. Each flag overrides the value of the recipe."""
+
+    source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
+    run: tyro.conf.OmitArgPrefixes[RunSettings]
+    stage: tyro.conf.OmitArgPrefixes[SPOSettings]
+
+
+@dataclass(frozen=True)
+class _Agent:
+    """Reinforcement learning over several turns with tools. Each flag overrides the value of the recipe."""
+
+    source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
+    run: tyro.conf.OmitArgPrefixes[RunSettings]
+    stage: tyro.conf.OmitArgPrefixes[AgentSettings]
+
+
 _STAGES = {
     "pretrain": _Pretrain,
     "sft": _SFT,
@@ -111,15 +151,25 @@ _STAGES = {
     "dpo": _DPO,
     "reward": _Reward,
     "distill": _Distill,
+    "ppo": _PPO,
+    "grpo": _GRPO,
+    "spo": _SPO,
+    "agent": _Agent,
 }
 _HORIZONS = ("minutes", "tokens", "steps", "epochs")
 _FIXED_BY_A_RUN = ("seed", "row_length", "batch_tokens", "optimizer", "scripts", "holdout_tokens")
 _ADAPTER = ("rank", "alpha", "targets", "rslora", "dora")
+_RL = (
+    *_ADAPTER,
+    *("algorithm", "prompts_per_rollout", "group_size", "minibatches", "rollout_epochs", "temperature"),
+    *("max_new_tokens", "advantage", "prompt_sampling", "rewards"),
+)
 _FIXED_TOO = {
     "lora": _ADAPTER,
     "dpo": (*_ADAPTER, "loss", "beta", "gamma", "label_smoothing", "nll_weight"),
     "reward": ("centre",),
     "distill": (*_ADAPTER, "divergence", "beta", "temperature", "ce_weight", "top_k", "on_policy", "max_new_tokens"),
+    **dict.fromkeys(("ppo", "grpo", "spo", "agent"), _RL),
 }
 
 

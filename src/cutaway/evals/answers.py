@@ -22,7 +22,7 @@ from cutaway.generation.engine import Completion, Engine, Request
 from cutaway.generation.generate import document_prompt
 from cutaway.generation.sampling import Sampling
 from cutaway.tokenization.messages import Message, normalise
-from cutaway.verifiers.numerals import read_number
+from cutaway.verifiers.record import verifier_of
 from cutaway.verifiers.table import VERIFIERS, Verifier, check_verifier, run_verifier
 from cutaway.verifiers.verdict import Verdict
 
@@ -79,16 +79,6 @@ def read_tasks(
     if not tasks:
         raise UserError(f"{path}: no usable task")
     return tasks
-
-
-def verifier_of(gt: Any) -> dict[str, Any]:
-    """The verifier for a record that gives only its `gt`: `numeric` for a number, else `contains` for the text or one
-    of several. Raises UserError without a `gt`."""
-    if gt is None or gt == "" or gt == []:
-        raise UserError("neither 'gt' nor 'verifier', so no answer can be judged")
-    if not isinstance(gt, list) and read_number(str(gt)) is not None:
-        return {"name": "numeric", "args": {"expected": str(gt)}}
-    return {"name": "contains", "args": {"expected": [str(one) for one in gt] if isinstance(gt, list) else str(gt)}}
 
 
 def read_call_tasks(path: str | Path, skip_bad: int = 0) -> list[Task]:

@@ -1,6 +1,5 @@
 """Greedy answers to records with verifiers, many at a time; a record with an environment may use its tools."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from cutaway.generation.generate import generate
 from cutaway.generation.sampling import Sampling
 from cutaway.tokenization.messages import Message
 from cutaway.tools.toolbox import Toolbox
-from cutaway.verifiers.table import run_verifier
+from cutaway.verifiers.record import judge
 
 Record = Mapping[str, Any]
 MAX_ROUNDS = 6
@@ -68,11 +67,7 @@ def answer_records(
 
 def judge_record(record: Record, said: list[Message]) -> Answered:
     """The verdict on a transcript."""
-    verdict = run_verifier(record["verifier"], str(said[-1]["content"]))
-    if verdict.ok and "calls" in record:
-        calls = [call for message in said for call in message.get("tool_calls", ())]
-        text = "\n".join(f"<tool_call>{json.dumps(call, ensure_ascii=False)}</tool_call>" for call in calls)
-        verdict = run_verifier({"name": "tool_calls", "args": {"calls": record["calls"]}}, text)
+    verdict = judge(record, said)
     return Answered(record, said, verdict.ok, verdict.reason)
 
 

@@ -222,7 +222,7 @@ def train(material: Material, recipe: Recipe, run: RunSettings, *, started: floa
         scaler=torch.amp.GradScaler(ranks.device.type) if network.dtype == torch.float16 else None,
         reading=reading[0],
         started=started,
-        begin=lambda: _write_description(out, material, recipe, run),
+        begin=lambda: write_description(out, stage, material.model, material.tokenizer, recipe, run),
     )
     torch.manual_seed(settings.seed)  # a new process starts at a random place; a resumed run goes on at its own
     try:
@@ -316,19 +316,21 @@ def _reference(material: Material, plan: Plan, recipe: str, run: RunSettings) ->
     return reading_for(Subject(recipe, material.stage, parameters, vocab_size, data_names(run.data), tokens))
 
 
-def _write_description(out: Path, material: Material, recipe: Recipe, run: RunSettings) -> None:
+def write_description(
+    out: Path, stage: str, model: CausalLM, tokenizer: Tokenizer, recipe: Recipe, run: RunSettings
+) -> None:
     """The files of a run directory that do not change while it trains."""
-    material.tokenizer.save(out)
-    describe_model(material.model, out, run.init)
-    write_text(json.dumps(generation_config(material.tokenizer), indent=2) + "\n", out / "generation_config.json")
+    tokenizer.save(out)
+    describe_model(model, out, run.init)
+    write_text(json.dumps(generation_config(tokenizer), indent=2) + "\n", out / "generation_config.json")
     made: dict[str, Any] = {
-        "stage": material.stage,
+        "stage": stage,
         "cutaway": cutaway.__version__,
         "torch": str(torch.__version__),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "parameters": material.model.num_parameters(),
-        "active_parameters": material.model.num_active_parameters(),
-        "tokenizer": material.tokenizer.fingerprint,
+        "parameters": model.num_parameters(),
+        "active_parameters": model.num_active_parameters(),
+        "tokenizer": tokenizer.fingerprint,
     }
     save_recipe(recipe, out / "recipe.toml", dataclasses.replace(run, resume=False), made)
     write_card(out)

@@ -1,6 +1,7 @@
 """Checkpoints that a crash cannot tear: complete directories under `state/`, moved into place by one rename.
 
     RUN/state/step-00000100/   model.safetensors  optimizer.safetensors  state.json     what a resume reads
+                               NAME.safetensors                                          a companion, such as a critic
     RUN/model.safetensors      a hard link to the newest of them                        what everybody else reads
 
 An adapted model's file is `adapter_model.safetensors` in both places, and holds the adapter only. Nothing is pickled. A
@@ -11,8 +12,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from cutaway.errors import UserError
 from cutaway.model.weights import load_stored, stored_weights, write_safetensors, write_text
 
 log = logging.getLogger("cutaway")
+NONE: Mapping[str, nn.Module] = MappingProxyType({})
 
 
 class Checkpoints:
@@ -37,8 +40,18 @@ class Checkpoints:
         names = [path.name for path in self.folder.glob("step-*") if (path / "state.json").is_file()]
         return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdigit())
 
-    def save(self, step: int, model: nn.Module, optimizers: Sequence[Optimizer], state: dict[str, Any]) -> None:
-        """Write a checkpoint, publish its weights, remove the ones beyond `keep`. A full disk is a UserError."""
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        state: dict[str, Any],
+        companions: Mapping[str, nn.Module] = NONE,
+    ) -> None:
+        """Write a checkpoint, publish its weights, remove the ones beyond `keep`. A full disk is a UserError.
+
+        `companions` are trained beside the model, saved with it and published nowhere.
+        """
         final = self._path(step)
         partial = final.with_name(f".{final.name}.partial")
         try:
@@ -47,7 +60,10 @@ class Checkpoints:
             partial.mkdir(parents=True)
             name, weights, metadata = stored_weights(model)
             write_safetensors(weights, partial / name, metadata)
-            tensors, numbers = _flatten(model, optimizers)
+            for companion, module in companions.items():
+                kept_weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+                write_safetensors(kept_weights, partial / f"{companion}.safetensors")
+            tensors, numbers = _flatten(_parameters(model, companions), optimizers)
             tensors["rng.cpu"] = torch.get_rng_state()
             if torch.cuda.is_available():
                 tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -83,8 +99,15 @@ class Checkpoints:
             shutil.copyfile(source, partial)
         os.replace(partial, target)
 
-    def restore(self, model: nn.Module, optimizers: Sequence[Optimizer], publish: bool = True) -> dict[str, Any]:
-        """Load the newest checkpoint that is whole into model, optimizers and random generators; give back its state.
+    def restore(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        publish: bool = True,
+        companions: Mapping[str, nn.Module] = NONE,
+    ) -> dict[str, Any]:
+        """Load the newest checkpoint that is whole into model, companions, optimizers and random generators; give back
+        its state.
 
         Every rank restores, one of them publishes.
         """
@@ -94,11 +117,14 @@ class Checkpoints:
                 state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
                 weights = _read(weights_file(path))
                 tensors = _read(path / "optimizer.safetensors")
+                beside = {name: _read(path / f"{name}.safetensors") for name in companions}
             except (OSError, ValueError, SafetensorError) as error:
                 log.warning("%s: damaged (%s); trying the checkpoint before it", path, error)
                 continue
             load_stored(model, weights, str(path))
-            _unflatten(model, optimizers, tensors, state["optimizer"])
+            for name, module in companions.items():
+                module.load_state_dict(beside[name])
+            _unflatten(_parameters(model, companions), optimizers, tensors, state["optimizer"])
             torch.set_rng_state(tensors["rng.cpu"])
             if "rng.cuda" in tensors and torch.cuda.is_available():
                 torch.cuda.set_rng_state(tensors["rng.cuda"])
@@ -131,13 +157,19 @@ def _read(path: Path) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
 
 
-def _names(model: nn.Module) -> dict[int, str]:
-    return {id(parameter): name for name, parameter in model.named_parameters()}
+def _parameters(model: nn.Module, companions: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Everything trained, by a name of its own."""
+    found = dict(model.named_parameters())
+    for companion, module in companions.items():
+        found |= {f"{companion}/{name}": parameter for name, parameter in module.named_parameters()}
+    return found
 
 
-def _flatten(model: nn.Module, optimizers: Sequence[Optimizer]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+def _flatten(
+    parameters: Mapping[str, nn.Parameter], optimizers: Sequence[Optimizer]
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Optimizer states as tensors named `optimizer.parameter.key`, and the numbers among them."""
-    names = _names(model)
+    names = {id(parameter): name for name, parameter in parameters.items()}
     tensors: dict[str, Tensor] = {}
     numbers: list[dict[str, Any]] = []
     for i, optimizer in enumerate(optimizers):
@@ -154,17 +186,19 @@ def _flatten(model: nn.Module, optimizers: Sequence[Optimizer]) -> tuple[dict[st
 
 
 def _unflatten(
-    model: nn.Module, optimizers: Sequence[Optimizer], tensors: dict[str, Tensor], numbers: list[dict[str, Any]]
+    parameters: Mapping[str, nn.Parameter],
+    optimizers: Sequence[Optimizer],
+    tensors: dict[str, Tensor],
+    numbers: list[dict[str, Any]],
 ) -> None:
     kinds = [type(optimizer).__name__ for optimizer in optimizers]
     if kinds != [entry["kind"] for entry in numbers]:
         raise UserError(f"checkpoint was made with {[entry['kind'] for entry in numbers]}, this run has {kinds}")
-    by_name = dict(model.named_parameters())
     for i, optimizer in enumerate(optimizers):
         values = {name: value for name, value in tensors.items() if name.startswith(f"{i}.")}
         for where, value in {**values, **numbers[i]["numbers"]}.items():
             name, key = where.split(".", 1)[1].rsplit(".", 1)
-            parameter = by_name[name]
+            parameter = parameters[name]
             if isinstance(value, Tensor):
                 # Copied, because safetensors maps the file. A fused step counter lives beside its parameter.
                 beside = key != "step" or optimizer.defaults.get("fused")

@@ -36,6 +36,20 @@ class Ranks:
         dist.all_reduce(total)
         return [float(value) for value in total]
 
+    def gather(self, values: list[float]) -> list[list[float]]:
+        """Every rank's numbers, on every rank; ranks may have different numbers of them."""
+        if self.world == 1:
+            return [values]
+        device = self.device if self.device.type == "cuda" else torch.device("cpu")
+        counts = [
+            int(count) for count in self.sum_all([float(len(values) * (r == self.rank)) for r in range(self.world)])
+        ]
+        own = torch.zeros(max(1, *counts), dtype=torch.float64, device=device)
+        own[: len(values)] = torch.tensor(values, dtype=torch.float64)
+        found = [torch.empty_like(own) for _ in counts]
+        dist.all_gather(found, own)
+        return [row[:count].tolist() for row, count in zip(found, counts, strict=True)]
+
     def any(self, flag: bool) -> bool:
         """Whether any rank says yes, so that all act alike."""
         return self.sum_all([float(flag)])[0] > 0

@@ -9,18 +9,17 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from cutaway.data.loader import Batch
 from cutaway.errors import Stopped, UserError
 from cutaway.recipe import TrainSettings
 from cutaway.training.checkpoint import Checkpoints
@@ -40,13 +39,13 @@ Step = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
 class Source(Protocol):
     """Where batches come from; what it remembers is saved with every checkpoint."""
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __iter__(self) -> Iterator[Any]: ...
 
-    def __next__(self) -> Batch: ...
+    def __next__(self) -> Any: ...
 
-    def state_dict(self) -> dict[str, int]: ...
+    def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state: dict[str, int]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass
@@ -64,7 +63,7 @@ class Job:
     optimizers: list[Optimizer]
     step: Step
     """Batch to (sum of the loss, further sums to log); the loop divides both by the normalizer."""
-    normalizer: Callable[[Any], int]
+    normalizer: Callable[[Any], float]
     """What one micro-batch adds to the divisor, such as its trained tokens."""
     flops_per_token: int
     matmul_rate: float
@@ -77,12 +76,19 @@ class Job:
     """The recorded run to show beside this one."""
     started: float = field(default_factory=time.monotonic)
     """Clock reading when the stage began, so that elapsed time holds preparation too."""
+    companions: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Modules trained beside the model and saved with every checkpoint, but not published, such as a value model."""
+    report: Callable[[], dict[str, float]] | None = None
+    """Further values for a log line, means over all ranks already; called on every rank."""
+    at_boundary: Callable[[], bool] = lambda: True
+    """Whether a checkpoint may be written after this step; RL's fall between rollouts. A stop waits for it."""
 
 
 def fit(job: Job, resume: bool) -> dict[str, Any]:
     """Train to the last step; gives back the last metrics. On SIGINT or SIGTERM: checkpoint, then `Stopped`."""
     checkpoints = Checkpoints(job.out, job.settings.keep_checkpoints)
-    state = checkpoints.restore(job.network.model, job.optimizers, job.network.ranks.first) if resume else None
+    restore = (job.network.model, job.optimizers, job.network.ranks.first, job.companions)
+    state = checkpoints.restore(*restore) if resume else None
     if state is not None:
         job.source.load_state_dict(state["data"])
         if job.scaler is not None and state.get("scaler"):
@@ -107,6 +113,8 @@ class _Run:
         self.step: int = state.get("step", 0)
         self.tokens: int = state.get("tokens", 0)
         self.earlier_s: float = state.get("elapsed_s", 0.0)
+        self.due = False
+        """Whether a checkpoint waits to be written."""
         self.last: dict[str, Any] = state.get("metrics", {})
         self.log: MetricsLog | None = None
         if self.ranks.first:
@@ -141,11 +149,14 @@ class _Run:
                 with window.paused():
                     if self.ranks.first:
                         job.sample(self.step)
-            if self.step % settings.save_every == 0 or last or stopped:
+            boundary = last or job.at_boundary()
+            self.due |= self.step % settings.save_every == 0 or last or stopped
+            if self.due and boundary:
                 self._check_finite(window)
                 with window.paused():
                     self._save()
-            if stopped and not last:
+                self.due = False
+            if stopped and boundary and not last:
                 name = signal.Signals(stop.signal or signal.SIGTERM).name
                 message = f"stopped by {name} after step {self.step} of {job.total_steps}; go on with --resume"
                 raise Stopped(message, 128 + (stop.signal or signal.SIGTERM))
@@ -186,12 +197,10 @@ class _Run:
         if job.scaler is not None:
             for optimizer in job.optimizers:
                 job.scaler.unscale_(optimizer)
-        gradients = [parameter.grad for parameter in job.network.model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = _clip(job.network.model, settings.max_grad_norm)
+        norms = [norm, *(_clip(module, settings.max_grad_norm) for module in job.companions.values())]
         # Under loss scaling an overflow skips the step of every optimizer, not only of the one whose gradients show it.
-        overflow = job.scaler is not None and not bool(torch.isfinite(norm))
-        if settings.max_grad_norm > 0:
-            torch._foreach_mul_(gradients, (settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        overflow = job.scaler is not None and not all(bool(torch.isfinite(one)) for one in norms)
         factor = learning_rate_factor(
             self.step,
             job.total_steps,
@@ -230,6 +239,7 @@ class _Run:
             "mfu": speed * self.job.flops_per_token / (self.job.matmul_rate * self.ranks.world),
             "elapsed_s": elapsed,
             **dict(zip(list(window.sums)[1:], values, strict=True)),
+            **(self.job.report() if self.job.report is not None else {}),
         }
         self.progress.update(self.step, self.last)
         if self.log is not None:
@@ -269,11 +279,21 @@ class _Run:
         failure: UserError | None = None
         if self.ranks.first:
             try:
-                self.checkpoints.save(self.step, self.job.network.model, self.job.optimizers, state)
+                job = self.job
+                self.checkpoints.save(self.step, job.network.model, job.optimizers, state, job.companions)
             except UserError as error:
                 failure = error
         if self.ranks.any(failure is not None):
             raise failure or UserError("the first rank could not write its checkpoint")
+
+
+def _clip(module: nn.Module, most: float) -> Tensor:
+    """The norm of a module's gradients, which are scaled down to `most` where they are larger (0: never)."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if most > 0:
+        torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 class _Window:

@@ -1,0 +1,115 @@
+"""Rewards: each component by hand, their sum, and what happens when one of them fails."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cutaway.errors import UserError
+from cutaway.rl.environment import Episode
+from cutaway.rl.prompts import Prompt
+from cutaway.rl.rewards import Rewards, split_weight
+from cutaway.tools.toolbox import ToolResult
+from cutaway.verifiers.table import VERIFIERS
+from cutaway.verifiers.verdict import Verdict
+
+RIGHT = {"name": "numeric", "args": {"expected": 4}}
+
+
+def episode(text: str, ids: tuple[int, ...] = (1, 2, 3), ending: Any = "answered", **more: Any) -> Episode:
+    record = {"conversations": [{"role": "user", "content": "2+2?"}], "verifier": RIGHT, **more}
+    found = Episode(Prompt("x", record, [9, 9]), seed=0)
+    found.ids, found.own = [9, 9, *ids], [False] * 2 + [True] * len(ids)
+    found.said, found.ending = [{"role": "assistant", "content": text}], ending
+    return found
+
+
+def make(*wanted: str, **more: Any) -> Rewards:
+    return Rewards(wanted, new_tokens=10, overlong_buffer=4, **more)
+
+
+def test_a_weighted_sum_with_every_component_apart() -> None:
+    rewards = make("verifier", "format=0.5", "length=0.1")
+    scored = rewards.score([episode("4"), episode("5"), episode("4", ending="truncated")])
+    assert scored.parts == {
+        "verifier": [1.0, 0.0, 1.0],
+        "format": [1.0, 1.0, 0.0],
+        "length": [-0.3] * 3,
+    }
+    assert scored.totals == pytest.approx([1.47, 0.47, 0.97])
+    assert scored.solved == [True, False, True]
+    assert (scored.unjudged, scored.raised) == (0, 0)
+
+
+def test_components_by_hand() -> None:
+    lengths = [tuple(range(n)) for n in (6, 7, 8, 10, 12)]
+    overlong = make("overlong").score([episode("", ids=ids) for ids in lengths])
+    assert overlong.totals == [0.0, -0.25, -0.5, -1.0, -1.0]
+    # 1 2 1 2 1 2: runs 1212 2121 1212, one of three seen before.
+    repeated = make("repetition").score([episode("", ids=(1, 2, 1, 2, 1, 2)), episode("", ids=(1, 2))])
+    assert repeated.totals == pytest.approx([-1 / 3, 0.0])
+    called = episode("4")
+    called.results = [ToolResult("12", True), ToolResult("Error", False)]
+    assert make("tools").score([called, episode("4")]).totals == [0.5, 0.0]
+    tags = make("format").score([episode("4 </think>"), episode("<tool_call>{}"), episode("4", ending="turns")])
+    assert tags.totals == [0.0] * 3
+    partly = episode("[1, 2]", verifier={"name": "format_json", "args": {"keys": ["a"]}})
+    assert make("partial").score([partly]).totals == [0.5]
+
+
+def test_a_verifier_that_raises_is_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(answer: str) -> Verdict:
+        raise RuntimeError("no luck")
+
+    table = {**VERIFIERS, "broken": broken}
+    rewards = make("verifier", verifiers=table)
+    scored = rewards.score([episode("4"), episode("4", verifier={"name": "broken"})])
+    assert scored.totals[0] == 1 and math.isnan(scored.totals[1])
+    assert (scored.unjudged, scored.raised) == (1, 1)
+    assert "x: no reward (verifier: verifier broken raised RuntimeError: no luck)" in caplog.text
+
+
+def test_a_function_of_ones_own_may_fail_in_every_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "my.py"
+    file.write_text(
+        "def good(episodes):\n    return [float(len(e.text)) for e in episodes]\n"
+        "def some(episodes):\n    return [float('nan'), 2.0, float('inf')]\n"
+        "def few(episodes):\n    return [1.0]\n"
+        "def bad(episodes):\n    raise KeyError('x')\n"
+    )
+    episodes = [episode("a"), episode("bb"), episode("ccc")]
+    assert make(f"{file}:good=2").score(episodes).totals == [2.0, 4.0, 6.0]
+    scored = make(f"{file}:some", "verifier=0").score(episodes)
+    assert [math.isnan(value) for value in scored.totals] == [True, False, True]
+    assert scored.unjudged == 2
+    for name in ("few", "bad"):
+        assert make(f"{file}:{name}").score(episodes).unjudged == 3
+    assert "reward few raised ValueError: 1 rewards for 3 answers" in caplog.text
+    assert "reward bad raised KeyError" in caplog.text
+
+
+def test_a_scorer_sees_the_whole_dialogue() -> None:
+    seen: list[Any] = []
+
+    def score(dialogues: Any) -> list[float]:
+        seen.extend(dialogues)
+        return [0.25] * len(dialogues)
+
+    scored = make("judge=2", scorers={"judge": score}).score([episode("4")])
+    assert scored.totals == [0.5]
+    assert [turn["content"] for turn in seen[0]] == ["2+2?", "4"]
+
+
+def test_mistakes_in_the_setting() -> None:
+    assert split_weight("verifier=0.5") == ("verifier", 0.5)
+    assert split_weight("a=b") == ("a=b", 1.0)
+    for wanted, message in (
+        (("nothing",), "no reward 'nothing'"),
+        ((), "rewards is empty"),
+        (("length=nan",), "number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make(*wanted)
+    with pytest.raises(UserError, match="no file"):
+        make("missing.py:fn")
