@@ -1,0 +1,112 @@
+"""From settings to what an RL stage works with: the row of the table, prompts, rewards, trackers."""
+
+import dataclasses
+import logging
+import math
+from typing import Any
+
+from cutaway.data.hashing import derive_key, keyed_order
+from cutaway.errors import UserError
+from cutaway.model.reward import load_reward_model
+from cutaway.recipe import AgentSettings, PPOSettings, RLSettings, RunSettings
+from cutaway.rl.algorithms import ALGORITHMS, Algorithm, check_algorithm
+from cutaway.rl.prompts import Prompt, read_prompts
+from cutaway.rl.rewards import Rewards, ScoreDialogues
+from cutaway.rl.scorers import Judge, RewardScorer
+from cutaway.rl.value_tracker import GlobalTracker, Tracker, ValueTracker
+from cutaway.tokenization.tokenizer import Tokenizer
+from cutaway.training.derive import Rule
+from cutaway.training.distributed import Ranks
+from cutaway.training.preparation import check_settings
+
+log = logging.getLogger("cutaway")
+COLUMNS = {
+    "prompt_sampling": "prompts",
+    **{name: name for name in ("advantage", "policy_loss", "kl", "kl_estimator", "beta", "aggregation")},
+    **{name: name for name in ("clip_low", "clip_high", "dual_clip", "mask_truncated", "group_size")},
+}
+"""Settings that change a column of the algorithm's row."""
+UNUSED = ("batch_tokens", "z_loss", "tokens", "overfit_one_batch")
+"""Settings of other stages that mean nothing here."""
+
+
+def resolve(settings: RLSettings) -> tuple[Any, Algorithm, list[Rule]]:
+    """The settings with nothing left open of the algorithm's row, that row, and where its values come from."""
+    own = ALGORITHMS[getattr(settings, "algorithm")]  # noqa: B009 (every RL stage has one)
+    check_settings(settings)
+    for name in UNUSED:
+        if getattr(settings, name):
+            raise UserError(f"{name} means nothing to an RL stage: leave it away")
+    for name, least in (("prompts_per_rollout", 1), ("minibatches", 1), ("rollout_epochs", 1), ("max_new_tokens", 1)):
+        if getattr(settings, name) < least:
+            raise UserError(f"{name} is {getattr(settings, name)}, must be at least {least}")
+    if not settings.temperature > 0:
+        raise UserError(f"temperature is {settings.temperature}, must be above 0: greedy answers teach nothing")
+    if settings.row_length <= settings.max_new_tokens:
+        raise UserError(
+            f"row_length {settings.row_length} leaves no room for a prompt before {settings.max_new_tokens} tokens"
+        )
+    if not settings.reward_range[0] < settings.reward_range[1]:
+        raise UserError(f"reward_range is {settings.reward_range}: the first number must be the smaller one")
+    given = {column: getattr(settings, name) for name, column in COLUMNS.items()}
+    row = own.with_values(**given)
+    rules = []
+    for name, column in COLUMNS.items():
+        if getattr(settings, name) is None and getattr(row, column) is not None:
+            rules.append(Rule(name, getattr(row, column), f"row {own.name}", own.paper))
+    if row.advantage == "gae" and not isinstance(settings, PPOSettings):
+        raise UserError("advantage gae needs the value model of cutaway ppo")
+    if isinstance(settings, PPOSettings) and row.advantage != "gae":
+        raise UserError("cutaway ppo has a value model, and so the advantage gae; cutaway grpo has the others")
+    check_algorithm(row, row.group_size)
+    changes = {name: getattr(row, column) for name, column in COLUMNS.items()}
+    return dataclasses.replace(settings, **changes), row, rules
+
+
+def turns_of(settings: RLSettings) -> int:
+    """Most answers of an episode."""
+    return settings.turns if isinstance(settings, AgentSettings) else 1
+
+
+def accumulation_of(settings: RLSettings, ranks: Ranks) -> int:
+    """Micro-batches of an update, so that answers of the greatest length would fit one."""
+    assert settings.group_size is not None
+    answers = settings.prompts_per_rollout * settings.group_size / settings.minibatches / ranks.world
+    most = settings.micro_batch_tokens or (16384 if ranks.device.type == "cpu" else 65536)
+    return max(1, math.ceil(answers * settings.row_length / most))
+
+
+def read_both(settings: RLSettings, run: RunSettings, tokenizer: Tokenizer) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to train on, and held out: those of --eval-data, or some of the training files, by the seed."""
+    longest = settings.row_length - settings.max_new_tokens
+    judged = any(entry.split("=")[0] in ("verifier", "partial") for entry in settings.rewards)
+    found = read_prompts(run.data, tokenizer, longest, settings.skip_bad, judged=judged)
+    log.info("prompts: %d, %d left out since they are over %d tokens", len(found.usable), found.too_long, longest)
+    if run.eval_data:
+        return found.usable, read_prompts(run.eval_data, tokenizer, longest, settings.skip_bad).usable
+    order = keyed_order(len(found.usable), derive_key(settings.seed, 1, len(found.usable)))
+    held = {int(i) for i in order[: min(settings.holdout_prompts, len(order) // 2)]}
+    heldout = [prompt for i, prompt in enumerate(found.usable) if i in held]
+    return [prompt for i, prompt in enumerate(found.usable) if i not in held], heldout if judged else []
+
+
+def make_rewards(settings: RLSettings, tokenizer: Tokenizer, ranks: Ranks) -> Rewards:
+    """The components that the settings name."""
+    scorers: dict[str, ScoreDialogues] = {}
+    if settings.reward_model:
+        scorers["reward_model"] = RewardScorer(load_reward_model(settings.reward_model, ranks.device), tokenizer)
+    if settings.judge_url:
+        scorers["judge"] = Judge(settings.judge_url, settings.judge_model)
+    return Rewards(
+        settings.rewards,
+        new_tokens=settings.max_new_tokens * turns_of(settings),
+        overlong_buffer=settings.overlong_buffer,
+        scorers=scorers,
+    )
+
+
+def make_tracker(settings: RLSettings, row: Algorithm) -> Tracker | None:
+    """SPO's tracker, or MiniMind's, where the row's advantage is made of one."""
+    if row.advantage == "tracked":
+        return ValueTracker(settings.drift_half)
+    return GlobalTracker(settings.drift_half) if row.advantage == "tracked_global" else None
