@@ -276,8 +276,8 @@ class RLSettings(AdapterSettings, TrainSettings):
     max_new_tokens: int = 128
     """Longest answer, in tokens."""
     rewards: tuple[str, ...] = ("verifier",)
-    """What answers earn, as NAME=WEIGHT: verifier, partial, format, length, overlong, repetition, tools, reward_model,
-    judge, or file.py:function."""
+    """What answers earn, as NAME=WEIGHT: verifier, partial, format, length, overlong, repetition, tools, code,
+    reward_model, judge, or file.py:function."""
     reward_model: str = ""
     """Directory of the reward model (cutaway reward) of the reward `reward_model`."""
     judge_url: str = ""
@@ -311,6 +311,9 @@ class RLSettings(AdapterSettings, TrainSettings):
     """Largest ratio that counts where the advantage is negative; derived: of the algorithm."""
     mask_truncated: bool | None = None
     """Leave answers that were cut off out of training; derived: of the algorithm."""
+    sampler_url: str = ""
+    """Root of an SGLang server that answers in place of the engine here, such as http://127.0.0.1:30000; it must serve
+    OUT/served, where it finds new weights before every rollout."""
     importance_cap: float = 0.0
     """Weigh tokens by how much likelier the trainer finds them than the sampler did, up to this; 0 does not."""
     reward_range: tuple[float, float] = (0.0, 1.0)

@@ -61,8 +61,6 @@ def train(stage: str, init: Path, data: Path, out: Path, resume: bool = False, *
     """Run a stage and give back the lines of its metrics."""
     recipe = Recipe()
     values = SMALL | settings
-    if stage != "agent":
-        values.pop("turns", None)
     own = dataclasses.replace(getattr(recipe, stage), **values)
     recipe = dataclasses.replace(recipe, **{stage: own})
     STAGES[stage].run(recipe, RunSettings(data=(str(data),), init=str(init), out=str(out), resume=resume))

@@ -39,6 +39,12 @@ class Sampler(Protocol):
     def collect(self) -> list[Completion]: ...
 
 
+class PolicySampler(Sampler, Protocol):
+    """One whose weights can be brought up to date."""
+
+    def refresh(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Limits:
     """What an episode may use."""

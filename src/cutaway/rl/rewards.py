@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from cutaway.errors import UserError
 from cutaway.rl.custom import is_custom, load_function
 from cutaway.rl.environment import Episode
+from cutaway.rl.sandbox import check, passes_tests
 from cutaway.tokenization.messages import Message
 from cutaway.verifiers.record import judge
 from cutaway.verifiers.table import VERIFIERS, Verifier
@@ -129,6 +130,7 @@ class Rewards:
             "overlong": overlong(new_tokens, overlong_buffer),
             "repetition": repetition,
             "tools": tool_success,
+            "code": passes_tests,
         }
         simple |= {name: scored_by(score) for name, score in (scorers or {}).items()}
         self.judges: dict[str, float] = {}
@@ -140,6 +142,8 @@ class Rewards:
             elif is_custom(name):
                 self.rewards.append(Reward(name.rpartition(":")[2], weight, load_function(name)))
             elif name in simple:
+                if name == "code":
+                    check()
                 self.rewards.append(Reward(name, weight, simple[name]))
             else:
                 known = ", ".join(("verifier", "partial", *simple))

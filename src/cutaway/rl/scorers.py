@@ -1,15 +1,13 @@
 """Models that say how good an answer is: a reward model here, or a judge behind an OpenAI-compatible server."""
 
-import json
 import math
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from cutaway.errors import UserError
+from cutaway.generation.http import ServerError, post_json
 from cutaway.model.reward import RewardModel
 from cutaway.tokenization.chat import render
 from cutaway.tokenization.messages import Message
@@ -69,14 +67,10 @@ class Judge:
         shown = "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in dialogue)
         messages = [{"role": "system", "content": ASKED}, {"role": "user", "content": shown}]
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": 16}
-        headers = {"Content-Type": "application/json"}
-        if self.api_key is not None:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=self.seconds) as answer:
-                text = json.loads(answer.read())["choices"][0]["message"]["content"]
-        except (urllib.error.URLError, OSError, ValueError, LookupError, TypeError):
+            found = post_json(f"{self.url}/chat/completions", body, api_key=self.api_key, seconds=self.seconds)
+            text = found["choices"][0]["message"]["content"]
+        except (ServerError, LookupError, TypeError):
             return math.nan
-        found = find_number(str(text))
-        return float(found[0]) / 10 if found is not None and 0 <= found[0] <= 10 else math.nan
+        number = find_number(str(text))
+        return float(number[0]) / 10 if number is not None and 0 <= number[0] <= 10 else math.nan

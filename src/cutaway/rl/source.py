@@ -19,14 +19,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.data.hashing import derive_key
-from cutaway.generation.engine import Engine
 from cutaway.objectives import advantages as objective
 from cutaway.objectives.kl import kl, rewards_after_kl
 from cutaway.objectives.value import explained_variance
 from cutaway.recipe import PPOSettings, RLSettings
 from cutaway.rl import prompts as drawing
 from cutaway.rl.algorithms import Algorithm, group_advantage
-from cutaway.rl.environment import Episode, Limits, ToolboxOf, play
+from cutaway.rl.environment import Episode, Limits, PolicySampler, ToolboxOf, play
 from cutaway.rl.meter import Meter
 from cutaway.rl.policy import ActorCritic, Reference
 from cutaway.rl.prompts import Prompt
@@ -55,7 +54,7 @@ class Players:
 
     network: Network
     actor: ActorCritic
-    engine: Engine
+    engine: PolicySampler
     tokenizer: Tokenizer
     rewards: Rewards
     reference: Reference | None
@@ -93,6 +92,8 @@ class RolloutSource:
         """Seconds since the last rollout that were neither rollout nor training, such as evaluation."""
         self._queue: deque[Minibatch] = deque()
         self._spare: Sample | None = None
+        self._measured: set[str] = {"advantages"}
+        """Fields of samples that rollouts fill."""
         self._ready: tuple[float, int] | None = None
 
     def __iter__(self) -> Iterator[Minibatch]:
@@ -262,10 +263,12 @@ class RolloutSource:
                 return (logprobs, values) if gae else (logprobs,)
 
             measure(samples, present, names, device)
+            self._measured |= {*names, "returns"} if gae else {*names}
         if players.reference is not None:
             with players.reference.active() as model:
                 frozen = ActorCritic(model, self.settings.temperature)
                 measure(samples, lambda batch: (self._forward(frozen, batch)[0],), ("ref_logprobs",), device)
+            self._measured.add("ref_logprobs")
 
     def _forward(self, actor: ActorCritic, batch: Minibatch, values: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Past the wrapper: there is no gradient, and ranks have different numbers of groups to go through."""
@@ -330,11 +333,13 @@ class RolloutSource:
             found, returns = objective.gae(each, sample.values[None], own, settings.gamma, settings.lam)
             sample.advantages, sample.returns = found[0], returns[0]
             count += objective.moments(found, own)
+        explained = math.nan
         if samples:
             whole = collate(samples)
             assert whole.values is not None and whole.returns is not None
             explained = explained_variance(whole.values, whole.returns, whole.own)
-            self.meter.add("explained_variance", explained, 1.0 if math.isfinite(explained) else 0.0)
+        known = math.isfinite(explained)
+        self.meter.add("explained_variance", explained if known else 0.0, float(known))
         number, total, squares = self.ranks.sum_all([float(value) for value in count])
         mean = total / max(1.0, number)
         variance = max(0.0, squares / max(1.0, number) - mean * mean)
@@ -412,6 +417,6 @@ class RolloutSource:
             return collate(part, first=first)
         assert self._spare is not None
         spare = self._spare
-        for name in ("old_logprobs", "ref_logprobs", "values", "returns", "advantages"):
+        for name in self._measured:
             setattr(spare, name, torch.zeros(len(spare)))
         return collate([spare], counted=False, first=first)

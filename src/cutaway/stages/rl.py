@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cutaway.errors import UserError
-from cutaway.evals.verified import answer_records
 from cutaway.generation.engine import Engine
 from cutaway.model.reward import RewardModel
 from cutaway.objectives.aggregation import divisor, total
@@ -26,16 +25,18 @@ from cutaway.recipe import PPOSettings, Recipe, RLSettings, RunSettings
 from cutaway.rl.algorithms import Algorithm, coincidences, policy_loss
 from cutaway.rl.drift import Drift
 from cutaway.rl.dump import token_rows, write_dump
-from cutaway.rl.environment import Limits, ToolboxOf
+from cutaway.rl.environment import Episode, Limits, PolicySampler, ToolboxOf, play
 from cutaway.rl.horizon import fix_steps
 from cutaway.rl.meter import Meter
 from cutaway.rl.policy import ActorCritic, Reference, value_model
 from cutaway.rl.prompts import Prompt
 from cutaway.rl.rollout import Minibatch
+from cutaway.rl.served import ServedPolicy
 from cutaway.rl.setup import accumulation_of, make_rewards, make_tracker, read_both, resolve, turns_of
 from cutaway.rl.source import Players, RolloutSource
 from cutaway.rl.troubles import Troubles
 from cutaway.stages import shared
+from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.card import write_card
 from cutaway.training.curves import draw_curves
 from cutaway.training.derive import Rule
@@ -46,6 +47,7 @@ from cutaway.training.network import Network
 from cutaway.training.precision import autocast
 from cutaway.training.preparation import optimizers_of
 from cutaway.training.progress import print_tokens
+from cutaway.verifiers.record import judge
 
 log = logging.getLogger("cutaway")
 NOTHING = 1e-9
@@ -71,7 +73,7 @@ def train(stage: str, recipe: Recipe, run: RunSettings, toolbox_of: ToolboxOf = 
         players = Players(
             network,
             actor,
-            Engine(model, tokenizer, settings.slots, settings.row_length, network.dtype, frozen=True),
+            make_sampler(network, tokenizer, settings, out),
             tokenizer,
             make_rewards(settings, tokenizer, ranks),
             Reference(model) if row.needs_reference else None,
@@ -80,11 +82,11 @@ def train(stage: str, recipe: Recipe, run: RunSettings, toolbox_of: ToolboxOf = 
             Limits(settings.max_new_tokens, settings.row_length, turns_of(settings)),
         )
         meter, drift, troubles = Meter(ranks), Drift(ranks, settings.target_kl), Troubles()
-        accumulation = accumulation_of(settings, ranks)
+        accumulation, longest = accumulation_of(settings, ranks), settings.max_new_tokens * turns_of(settings)
         overrun = drift.overrun if settings.target_kl else None
         source = RolloutSource(players, training, row, settings, meter, accumulation, overrun)
         step = make_step(players, row, settings, meter, drift, out)
-        evaluate = make_evaluation(players, heldout, settings, source) if heldout else None
+        evaluate = make_evaluation(players, heldout, source) if heldout else None
         optimizers = make_optimizers(network, critic, settings)
         if not run.resume:
             source.begin(settings.offline_samples)
@@ -106,9 +108,7 @@ def train(stage: str, recipe: Recipe, run: RunSettings, toolbox_of: ToolboxOf = 
             source=source,
             optimizers=optimizers,
             step=step,
-            normalizer=lambda batch: (
-                divisor(batch.mask, row.aggregation, batch.answers, settings.max_new_tokens) or NOTHING
-            ),
+            normalizer=lambda batch: divisor(batch.mask, row.aggregation, batch.answers, longest) or NOTHING,
             flops_per_token=model.flops_per_token(settings.row_length),
             matmul_rate=matmul_rate(ranks.device, network.dtype),
             evaluate=evaluate,
@@ -190,6 +190,15 @@ def _clipped(row: Algorithm, tokens: Tokens) -> Tensor:
     return (low | high) & tokens.mask
 
 
+def make_sampler(network: Network, tokenizer: Tokenizer, settings: RLSettings, out: Path) -> PolicySampler:
+    """The engine here, on a copy of the weights, or a server that is handed them."""
+    if settings.sampler_url:
+        return ServedPolicy(
+            network.model, tokenizer, out / "served", settings.sampler_url, network.ranks, settings.slots
+        )
+    return Engine(network.model, tokenizer, settings.slots, settings.row_length, network.dtype, frozen=True)
+
+
 def make_critic(network: Network, row: Algorithm) -> RewardModel | None:
     """PPO's value model, on the device."""
     return value_model(network.model).to(network.ranks.device) if row.advantage == "gae" else None
@@ -205,21 +214,20 @@ def make_optimizers(network: Network, critic: RewardModel | None, settings: RLSe
 
 
 def make_evaluation(
-    players: Players, heldout: Sequence[Prompt], settings: RLSettings, source: RolloutSource
+    players: Players, heldout: Sequence[Prompt], source: RolloutSource
 ) -> Callable[[], dict[str, float]]:
     """Greedy success on held-out prompts, of each level too; every rank answers its share."""
     ranks, levels = players.network.ranks, sorted({prompt.level for prompt in heldout} - {""})
-    mine = [prompt.record for prompt in heldout[ranks.rank :: ranks.world]]
-    of_mine = [prompt.level for prompt in heldout[ranks.rank :: ranks.world]]
 
     def evaluate() -> dict[str, float]:
         began = time.monotonic()
         players.engine.refresh()
-        answered = answer_records(players.engine, mine, players.toolbox_of, settings.max_new_tokens)
-        flags = [one.ok for one in answered]
-        sums = [float(sum(flags)), float(len(flags))]
+        episodes = [Episode(prompt, seed=0) for prompt in heldout[ranks.rank :: ranks.world]]
+        play(players.engine, players.tokenizer, episodes, players.limits, 0.0, players.toolbox_of)
+        flags = [(one.prompt.level, judge(one.record, one.said).ok) for one in episodes]
+        sums = [float(sum(ok for _, ok in flags)), float(len(flags))]
         for level in levels:
-            chosen = [ok for ok, own in zip(flags, of_mine, strict=True) if own == level]
+            chosen = [ok for own, ok in flags if own == level]
             sums += [float(sum(chosen)), float(len(chosen))]
         sums = ranks.sum_all(sums)
         names = ["success", *(f"success_level_{level}" for level in levels)]
