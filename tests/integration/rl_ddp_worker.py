@@ -18,7 +18,7 @@ from cutaway.training import distributed
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "grpo": ("grpo", {"group_size": 4}),
-    "dapo": ("grpo", {"algorithm": "dapo", "group_size": 4}),
+    "dapo": ("grpo", {"algorithm": "dapo", "group_size": 4, "mask_truncated": False}),
     "rloo": ("grpo", {"algorithm": "rloo", "group_size": 4}),
     "spo": ("spo", {}),
     "ppo": ("ppo", {"target_kl": 1e-4}),

@@ -63,7 +63,8 @@ COMMON = {
 
 @pytest.mark.parametrize("algorithm", ["grpo", "dapo", "rloo"])
 def test_the_group_family(algorithm: str, init: Path, data: Path, tmp_path: Path) -> None:
-    rows = train("grpo", init, data, tmp_path / "run", algorithm=algorithm, group_size=4)
+    # A random model hardly ever ends by itself, so leaving out what was cut off would leave nothing.
+    rows = train("grpo", init, data, tmp_path / "run", algorithm=algorithm, group_size=4, mask_truncated=False)
     lines = trained(rows)
     assert [row["step"] for row in lines] == [1, 2, 3, 4]
     # A rollout is measured in the line of its first update.

@@ -73,7 +73,7 @@ def draw_runs(run_dirs: Sequence[Path], out: Path) -> None:
         axes.set_xlabel("tokens seen" if x_key == "tokens" else "step", fontsize=8)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if panel.logarithmic:
+        if panel.logarithmic and any((row.get(panel.key) or 0) > 0 for row in rows):
             axes.set_yscale("log")
         elif panel.key == "tokens_per_second":
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
