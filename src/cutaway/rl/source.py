@@ -173,7 +173,8 @@ class RolloutSource:
         for draw in range(settings.resample_rounds if self.row.prompts == "dynamic" else 1):
             fresh = self._play(self._draw(wanted), draw)
             kept = drawing.informative(np.array([group.rewards for group in fresh]))
-            self.meter.add("degenerate_groups", float(len(kept) - sum(kept)), len(kept))
+            if self.size > 1:
+                self.meter.add("degenerate_groups", float(len(kept) - sum(kept)), len(kept))
             if self.row.prompts == "dynamic":
                 kept[0] |= not any(kept) and not groups  # there must be something to go through a step with
                 fresh = [group for group, keep in zip(fresh, kept, strict=True) if keep]
