@@ -114,6 +114,7 @@ def run_ours(recipe: str, init: Path, folder: Path, flags: argparse.Namespace) -
         rewards=("length",),
         holdout_prompts=0,
         log_every=UPDATES,
+        save_every=1_000_000,  # at the end only, after the last line
     )
     try:
         run = RunSettings(data=(str(data),), init=str(init), out=str(folder / "ours"))
