@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cutaway.errors import UserError
 from cutaway.evals.verified import Answered, answer_records
 from cutaway.generation.engine import Engine
 from cutaway.model.weights import load_model
@@ -169,6 +170,8 @@ def rejection_sampling(
                     kept.append({"conversations": [*episode.record["conversations"], *episode.said]})
             if time.monotonic() - began > 60 * minutes:
                 break
+        if not kept:
+            raise UserError(f"rejection sampling: of {place * samples} answers not one was right")
         kept_total += len(kept)
         data = write_records(out / f"kept-{number}.jsonl", kept)
         left = 60 * minutes * (number + 1) / rounds - (time.monotonic() - began)
