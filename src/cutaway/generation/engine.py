@@ -291,6 +291,10 @@ class Engine:
         padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in fed], device=self.device)
         starts = torch.tensor([row.length - 1 if decode else row.reused for row in rows], device=self.device)
         positions = starts.unsqueeze(1) + torch.arange(longest, device=self.device)
+        # Padding behind a prompt that was mostly taken over may reach past its slot, into the next one: it is written
+        # to the slot's last place, which no prompt fills.
+        self.cache.reserve(min(self.max_length, max(row.length for row in rows) + 1))
+        positions = positions.clamp(max=self.cache.length - 1)
         self.cache.begin(first, positions, max(row.length for row in rows))
         if self.packed is not None:
             hidden = self.packed.forward(padded, positions, self.cache)
