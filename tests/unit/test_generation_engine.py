@@ -223,6 +223,20 @@ def test_prompts_that_begin_alike_share_and_change_nothing(asked: list[tuple[int
         )
 
 
+def test_padding_behind_a_prompt_taken_over_stays_in_its_slot() -> None:
+    """The second sample has one token left to compute and is padded to the other prompt's 184, beyond its slot's end."""
+    first = [i % 200 for i in range(200)]
+    requests = [Request(first, 4, 0), Request(first, 4, 1), Request([*first[:16], *[7, 9] * 92], 4, 2)]
+    engine = new_engine(3)
+    ids = [engine.submit(request) for request in requests]
+    done = finish(engine)
+    assert [done[number].reused for number in ids] == [0, 199, 16]
+    for number, request in zip(ids, requests, strict=True):
+        expected = alone(request)
+        assert done[number].ids == expected.ids
+        assert done[number].logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+
+
 def test_the_next_turn_of_a_conversation_begins_where_the_last_one_ended() -> None:
     frozen = Engine(tiny_model(), tiny_tokenizer(), slots=2, frozen=True)
     first = run_one(frozen, Request(PREFIX, 20, stop_ids=()))

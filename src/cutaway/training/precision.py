@@ -54,7 +54,8 @@ def keep_freed_memory() -> bool:
     """Ask glibc to keep freed memory instead of returning it to the kernel; true where that was possible.
 
     By default every tensor over 32 MB is mapped anew and its pages are zeroed by the kernel one fault at a time, in
-    every step, which can take as long as the arithmetic.
+    every step, which can take as long as the arithmetic. One arena for all threads, since each would keep memory of its
+    own: of the same steps one process then held 2.4 GB, another 3.3 GB.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -62,5 +63,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of <malloc.h>
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 2**28))
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # names of <malloc.h>
+    settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28), (arena_max, 1))
+    return all(mallopt(name, value) for name, value in settings)
