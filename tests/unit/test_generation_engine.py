@@ -224,7 +224,7 @@ def test_prompts_that_begin_alike_share_and_change_nothing(asked: list[tuple[int
 
 
 def test_padding_behind_a_prompt_taken_over_stays_in_its_slot() -> None:
-    """The second sample has one token left to compute and is padded to the other prompt's 184, beyond its slot's end."""
+    """The second sample has one token left to compute and is padded to the other prompt's 184, past its slot's end."""
     first = [i % 200 for i in range(200)]
     requests = [Request(first, 4, 0), Request(first, 4, 1), Request([*first[:16], *[7, 9] * 92], 4, 2)]
     engine = new_engine(3)
