@@ -51,6 +51,21 @@ def cutaway(*arguments: str, timeout: float = 120, **options: Any) -> subprocess
     )
 
 
+SMALL_RUN: dict[str, Any] = {
+    "row_length": 128,
+    "batch_tokens": 512,
+    "micro_batch_tokens": 256,
+    "holdout_tokens": 600,
+    "compile": "off",
+    "precision": "fp32",
+    "sample_every": 0,
+    "log_every": 1,
+    "eval_every": 50,
+    "save_every": 3,
+    "keep_checkpoints": 9,
+    "workers": 1,
+}
+"""Settings of a short run in the test's own process."""
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["cutaway.stages.sft", "cutaway.cli.sft", "torch.utils.tensorboard", "run_helpers"])
 

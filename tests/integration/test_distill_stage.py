@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_helpers import Town, blank_model, rows_of, same_end
+from run_helpers import SMALL_RUN, Town, blank_model, rows_of, same_end
 
 from cutaway.cli import main as cli
 from cutaway.data.batch import WrittenBatch
@@ -23,19 +23,7 @@ from cutaway.tokenization.train import train_tokenizer
 from cutaway.training.network import Network
 from training_helpers import ALONE
 
-COMMON: dict[str, Any] = {
-    "row_length": 128,
-    "batch_tokens": 512,
-    "micro_batch_tokens": 256,
-    "holdout_tokens": 600,
-    "compile": "off",
-    "precision": "fp32",
-    "sample_every": 0,
-    "log_every": 1,
-    "eval_every": 50,
-    "save_every": 3,
-    "keep_checkpoints": 9,
-    "workers": 1,
+COMMON: dict[str, Any] = SMALL_RUN | {
     "steps": 6,
     "optimizer": "adamw",
     "adam_lr": 0.003,

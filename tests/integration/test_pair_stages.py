@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import Town, rows_of, same_end
+from run_helpers import SMALL_RUN, Town, rows_of, same_end
 
 from cutaway.cli import main as cli
 from cutaway.data.pairs import at_the_end, pair_batches, read_pairs
@@ -27,29 +27,15 @@ from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.network import Network
 from training_helpers import ALONE
 
-COMMON: dict[str, Any] = {
-    "row_length": 128,
-    "batch_tokens": 512,
-    "micro_batch_tokens": 256,
-    "holdout_tokens": 600,
-    "compile": "off",
-    "precision": "fp32",
-    "sample_every": 0,
-    "log_every": 1,
-    "eval_every": 50,
-    "save_every": 3,
-    "keep_checkpoints": 9,
-    "workers": 1,
-}
 DPO_KEYS = {"margin", "accuracy", "chosen_logprob", "rejected_logprob", "kl"}
 
 
 def dpo_recipe(**changes: Any) -> Recipe:
-    return Recipe(name="tiny", dpo=DPOSettings(**(COMMON | {"steps": 6, "adam_lr": 0.003} | changes)))
+    return Recipe(name="tiny", dpo=DPOSettings(**(SMALL_RUN | {"steps": 6, "adam_lr": 0.003} | changes)))
 
 
 def reward_recipe(**changes: Any) -> Recipe:
-    return Recipe(name="tiny", reward=RewardSettings(**(COMMON | {"steps": 6, "adam_lr": 0.003} | changes)))
+    return Recipe(name="tiny", reward=RewardSettings(**(SMALL_RUN | {"steps": 6, "adam_lr": 0.003} | changes)))
 
 
 def files(pairs: Path, init: Path, out: Path, **more: Any) -> RunSettings:
