@@ -316,8 +316,8 @@ def slow() -> Iterator[tuple[Live, Slow]]:
 
 
 def held_stream(server: Live, **fields: Any) -> socket.socket:
-    """A stream that has begun and is not read."""
-    body = json.dumps({"messages": USER, "stream": True, "max_tokens": 500, **fields}).encode()
+    """A stream that has begun and is not read. Greedy: a sampled answer may end by itself at any token."""
+    body = json.dumps({"messages": USER, "stream": True, "max_tokens": 500, "temperature": 0, **fields}).encode()
     connection = socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=60)
     head = [f"POST {CHAT} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json"]
     connection.sendall("\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body)
