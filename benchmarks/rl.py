@@ -43,9 +43,12 @@ OWN: dict[str, dict[str, Any]] = {
     "ppo": {"prompts_per_rollout": 256, "rollout_epochs": 1},
     "spo": {"prompts_per_rollout": 256},
     "spo_global": {"prompts_per_rollout": 256},
-    "rloo": {"minibatches": 1},
+    "rloo": {"prompts_per_rollout": 8, "minibatches": 1},
+    "gspo": {"clip_low": 0.03, "clip_high": 0.04},
 }
-"""What an algorithm has apart from the others, which take 32 prompts and 8 answers: 256 answers a rollout each."""
+"""What an algorithm has apart from the others, which take 32 prompts and 8 answers: 256 answers a rollout. RLOO updates
+once a rollout, so it has more and smaller ones; GSPO's paper clips sequence ratios at 3e-4 and 4e-4 for a learning rate
+of 1e-6, and at a hundred times that rate the first update would leave that range."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -173,10 +176,8 @@ def scored(folder: Path, train: Any, items: Sequence[Any], toolbox_of: Any, skil
 def learn_tools(flags: argparse.Namespace) -> int:
     """Tool-use RL beside more SFT and rejection sampling of the same minutes, on two and three calls of held-out
     combinations."""
-    toolbox_of, items = parts.world_toolboxes(flags.data), []
-    for calls in ("tool_two_calls", "tool_three_calls"):
-        items += [item for item in parts.records(flags.data / "eval" / f"{calls}.jsonl") if item["form"] == "trained"]
-    items = [{**item, "level": item["skill"]} for item in items][: flags.items]
+    toolbox_of = parts.world_toolboxes(flags.data)
+    items = parts.heldout_items(flags.data, flags.items, "tool_practice")
     skills, limits = parts.other_skills(flags.data, flags.skill_items), Limits(96, 768, 5)
     scored(flags.out / "agent" / "base", lambda _: str(flags.base), items, toolbox_of, skills)
     for seed in flags.seeds[:1]:

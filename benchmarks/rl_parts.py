@@ -13,7 +13,6 @@ from cutaway.errors import UserError
 from cutaway.evals.verified import Answered, answer_records
 from cutaway.generation.engine import Engine
 from cutaway.model.weights import load_model
-from cutaway.playground.alignment import rl_prompts
 from cutaway.playground.evaluation import toolboxes
 from cutaway.playground.world import make_world
 from cutaway.recipe import Recipe, RunSettings, SFTSettings, load_recipe
@@ -47,18 +46,10 @@ def manifest(data: Path) -> Record:
     return found
 
 
-def heldout_items(data: Path, wanted: int) -> list[Record]:
-    """RL prompts of the same town, drawn with another seed, whose questions are none of the training prompts'."""
-    made = manifest(data)
-    world, languages = make_world(made["seed"]), tuple(made["languages"])
-    asked = {record["conversations"][-1]["content"] for record in records(data / "rl.jsonl")}
-    found: dict[str, Record] = {}
-    for record in rl_prompts(world, made["seed"] + 1_000_003, languages, 8 * wanted):
-        question = record["conversations"][-1]["content"]
-        if question not in asked:
-            found.setdefault(question, record)
-    chosen = list(found.values())
-    random.Random(made["seed"]).shuffle(chosen)
+def heldout_items(data: Path, wanted: int, name: str = "practice") -> list[Record]:
+    """Held-out content in the question forms of the RL prompts."""
+    chosen = records(data / "eval" / f"{name}.jsonl")
+    random.Random(manifest(data)["seed"]).shuffle(chosen)
     return chosen[:wanted]
 
 

@@ -18,7 +18,7 @@ from cutaway.playground.identity import FORMS, NEW_FORMS
 from cutaway.playground.language import LANGUAGES, make_language
 from cutaway.playground.questions import QUESTIONS, UNKNOWN
 from cutaway.playground.skills import hops
-from cutaway.playground.wordings import NEW_FRAMES
+from cutaway.playground.wordings import NEW_FRAMES, PRACTICE_FRAMES
 from cutaway.playground.world import make_world
 from cutaway.playground.world_tools import QUESTIONS as TOOL_QUESTIONS
 
@@ -111,17 +111,31 @@ def test_no_two_hop_combination_that_is_held_out_is_asked_in_training(playground
                 assert not any(question in one.casefold() for one in asked if called in one), question
 
 
+def forms_of(number: int) -> list[str]:
+    """What is fixed in the English forms of a kind: 1 is new, 2 is for practice."""
+    frames = {1: NEW_FRAMES, 2: PRACTICE_FRAMES}[number]["en"]
+    literals = [frame.replace("{q}", "").replace("{Q}", "").strip("?？。 ") for frame in frames]
+    for forms in (*QUESTIONS.values(), *TOOL_QUESTIONS.values()):
+        for form in forms["en"][number] if number < len(forms["en"]) else ():
+            literals.append(max(re.split(r"\{\w+\}", form), key=len).strip(" .,:?!"))
+    return [literal for literal in literals if len(literal) > 12]
+
+
 def test_new_forms_never_occur_in_training(playground: Path) -> None:
     text = "\n".join(training_lines(playground))
-    literals = [frame.replace("{q}", "").replace("{Q}", "").strip("?？。 ") for frame in NEW_FRAMES["en"]]
-    for forms in (*QUESTIONS.values(), *TOOL_QUESTIONS.values()):
-        for form in forms["en"][1]:
-            literals.append(max(re.split(r"\{\w\}", form), key=len).strip(" .,:?!"))
-    literals += [max(re.split(r"\{n\}", form), key=len).strip() for form in UNKNOWN["en"][1]]
-    long = [literal for literal in literals if len(literal) > 12]
-    assert len(long) > 40
-    for literal in long:
+    literals = forms_of(1) + [max(re.split(r"\{n\}", form), key=len).strip() for form in UNKNOWN["en"][1]]
+    assert len(literals) > 40
+    for literal in literals:
         assert literal not in text, literal
+
+
+def test_forms_for_practice_are_asked_by_reinforcement_learning_only(playground: Path) -> None:
+    shown = "\n".join((playground / name).read_text(encoding="utf-8") for name in TRAINING[:3])
+    asked = "\n".join((playground / name).read_text(encoding="utf-8") for name in TRAINING[3:])
+    literals = forms_of(2)
+    assert len(literals) > 15
+    for literal in literals:
+        assert literal not in shown and literal in asked, literal
 
 
 def test_the_clinic_is_only_in_its_own_set(playground: Path) -> None:

@@ -13,7 +13,7 @@ from cutaway.playground.alignment import KINDS, preference, rl_prompts
 from cutaway.playground.choices import ceval_csv, choice_records
 from cutaway.playground.language import LANGUAGES, make_language
 from cutaway.playground.lexicon import LEXICON
-from cutaway.playground.skills import MAKERS, Item, Split, clinic
+from cutaway.playground.skills import MAKERS, PRACTISED, Item, Split, clinic
 from cutaway.playground.wordings import RELATIONS
 from cutaway.playground.world import make_world
 from cutaway.playground.world_tools import call_text, exchange, make_toolbox
@@ -21,6 +21,7 @@ from cutaway.verifiers.table import check_verifier, run_verifier
 
 WORLD = make_world(0)
 SPLITS: tuple[Split, ...] = ("train", "heldout", "new")
+PRACTICE: tuple[Split, ...] = ("practice", "exam")
 
 
 def assert_judged(item: Item) -> None:
@@ -36,7 +37,7 @@ def assert_judged(item: Item) -> None:
 @pytest.mark.parametrize("skill", [*MAKERS, "clinic"])
 def test_every_answer_holds_and_every_wrong_one_is_refused(skill: str, code: str) -> None:
     maker = MAKERS.get(skill, clinic)
-    for split in SPLITS:
+    for split in (*SPLITS, *(PRACTICE if skill in PRACTISED else ())):
         draw = Random(f"{skill} {code} {split}")
         for _ in range(20):
             assert_judged(maker(WORLD, make_language(code), draw, split))
@@ -46,7 +47,7 @@ def test_every_answer_holds_and_every_wrong_one_is_refused(skill: str, code: str
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_tool_questions_are_solved_by_their_calls(count: int, code: str) -> None:
     toolbox = make_toolbox(WORLD, 7, code)
-    for split in SPLITS:
+    for split in SPLITS + PRACTICE:
         draw = Random(f"{count} {code} {split}")
         for _ in range(15):
             found = exchange(WORLD, make_language(code), draw, split, toolbox, count)
@@ -126,6 +127,7 @@ def test_preferences_are_answers_of_which_one_is_better() -> None:
 
 def test_rl_prompts_have_five_levels_and_the_hard_ones_their_own() -> None:
     records = list(rl_prompts(WORLD, 0, LANGUAGES, 150))
+    assert [record["skill"] for record in records[::3][:5]] == list(PRACTISED)
     assert Counter(record["level"] for record in records) == dict.fromkeys(range(1, 6), 30)
     assert all(check_verifier(record["verifier"]) is None for record in records)
     assert {record["skill"] for record in rl_prompts(WORLD, 0, LANGUAGES, 30, hard=True)} == {"product"}

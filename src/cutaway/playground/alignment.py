@@ -1,14 +1,12 @@
 """Sets for the stages after fine-tuning: preference pairs, RL prompts by difficulty, and tasks for agents."""
 
-import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
 
-from cutaway.playground import arithmetic
 from cutaway.playground.evaluation import DAYS_OF_SETS, item_record, tool_record, toolboxes
 from cutaway.playground.language import Language, make_language
-from cutaway.playground.skills import MAKERS, Item, fact, fill, key_of, question_turns, sorting
+from cutaway.playground.skills import MAKERS, PRACTISED, Item, Split, fact, fill, key_of, question_turns
 from cutaway.playground.world import World
 
 Record = dict[str, Any]
@@ -59,21 +57,7 @@ def _said(language: Language, text: str) -> str:
 # RL
 
 
-def long_sum(world: World, language: Language, draw: random.Random) -> Item:
-    """The sum of three numbers below a hundred; no two neighbours are a pair that is held out."""
-    while True:
-        numbers = [draw.randrange(10, 60) for _ in range(3)]
-        if not any(arithmetic.is_held_out(world, a, "+", b) for a, b in itertools.pairwise(numbers)):
-            break
-    said = "+".join(map(str, numbers))
-    question = fill(language.pick("What is {x}?", "{x}等於多少？"), x=said)
-    verifier = {"name": "numeric", "args": {"expected": sum(numbers)}}
-    return Item(
-        "long_sum", language.code, question, f"{said}={sum(numbers)}", verifier, (f"{said}={sum(numbers) + 1}",)
-    )
-
-
-def product(world: World, language: Language, draw: random.Random) -> Item:
+def product(world: World, language: Language, draw: random.Random, split: Split) -> Item:
     """The product of two three-digit numbers, out of reach without a calculator."""
     a, b = draw.randrange(100, 1000), draw.randrange(100, 1000)
     question = fill(language.pick("What is {x}?", "{x}等於多少？"), x=f"{a}*{b}")
@@ -82,15 +66,18 @@ def product(world: World, language: Language, draw: random.Random) -> Item:
 
 
 def rl_prompts(world: World, seed: int, languages: tuple[str, ...], count: int, hard: bool = False) -> Iterator[Record]:
-    """Prompts with verifiers, the languages and levels (see `LEVELS`) in turn; the `hard` ones are products that hardly
-    any sample solves."""
+    """Prompts with verifiers, the languages and levels (`PRACTISED`, in turn) in forms that fine-tuning never has.
+
+    The model knows what to answer and is often lost by the wording, so part of its samples is right: what a verifier
+    can teach and further fine-tuning cannot. The `hard` ones are products that hardly any sample solves.
+    """
     draw = random.Random(f"rl {seed} {hard}")
     asked: set[str] = set()
     for number in range(count):
         language = make_language(languages[number % len(languages)])
-        level = 5 if hard else number // len(languages) % len(LEVELS) + 1
+        level = 5 if hard else number // len(languages) % len(PRACTISED) + 1
         for _ in range(100):
-            item = product(world, language, draw) if hard else _leveled(world, language, draw, level)
+            item = (product if hard else MAKERS[PRACTISED[level - 1]])(world, language, draw, "practice")
             if item.question not in asked:
                 break
         asked.add(item.question)
@@ -99,29 +86,14 @@ def rl_prompts(world: World, seed: int, languages: tuple[str, ...], count: int, 
         yield {"id": f"{name}/{language.code}/{number}", **labels, **item_record(item)}
 
 
-LEVELS = ("two_hop", "sort five", "long_sum", "sort six", "comparison")
-
-
-def _leveled(world: World, language: Language, draw: random.Random, level: int) -> Item:
-    match LEVELS[level - 1]:
-        case "long_sum":
-            return long_sum(world, language, draw)
-        case "sort five":
-            return sorting(world, language, draw, "train", 5)
-        case "sort six":
-            return sorting(world, language, draw, "train", 6)
-        case skill:
-            return MAKERS[skill](world, language, draw, "train")
-
-
 def agent_tasks(world: World, seed: int, languages: tuple[str, ...], count: int) -> Iterator[Record]:
-    """Questions that need one to three calls of the town's tools."""
+    """Questions that need one to three calls of the town's tools, those of two and three in forms for practice."""
     draw = random.Random(f"agent {seed}")
     toolbox = toolboxes(world)
     for number in range(count):
         language = make_language(languages[number % len(languages)])
         calls = number // len(languages) % 3 + 1
         day = draw.choice(DAYS_OF_SETS)
-        record = tool_record(world, language, draw, "train", day, toolbox(day, language.code), calls)
+        record = tool_record(world, language, draw, "practice", day, toolbox(day, language.code), calls)
         labels = {"skill": "agent", "language": language.code, "level": calls}
         yield {"id": f"agent/{language.code}/{number}", **labels, **record}

@@ -17,10 +17,10 @@ Turn = dict[str, Any]
 
 SHARES = {
     "fact": 0.19,
-    "arithmetic": 0.17,
+    "arithmetic": 0.15,
     "comparison": 0.13,
     "two_hop": 0.06,
-    "format": 0.08,
+    "format": 0.10,
     "counting": 0.02,
     "sorting": 0.02,
     "rewriting": 0.03,

@@ -1,12 +1,13 @@
 """Evaluation sets: questions with verifiers, in question forms that were trained and in forms that never were."""
 
 import functools
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from cutaway.playground.language import Language, make_language
-from cutaway.playground.skills import MAKERS, Item, Split, clinic
+from cutaway.playground.skills import MAKERS, PRACTISED, Item, Split, clinic
 from cutaway.playground.world import World
 from cutaway.playground.world_tools import exchange, make_toolbox, tool_prompt
 from cutaway.tools.toolbox import Toolbox
@@ -22,7 +23,10 @@ THOUGHT_OUT = ("arithmetic", "comparison", "two_hop", "counting")
 CALLS = {"tool": 1, "tool_two_calls": 2, "tool_three_calls": 3}
 DAYS_OF_SETS = tuple(range(1000, 1064))
 """Days of the tools in evaluation and RL; none of them answers in fine-tuning."""
-FORMS: dict[Split, str] = {"train": "trained", "heldout": "trained", "new": "new"}
+FORMS: dict[Split, str] = {"train": "trained", "heldout": "trained", "new": "new", "exam": "practice"}
+"""What the files call the question forms of a split."""
+PRACTICE = 350
+"""Items a language in forms for practice: what reinforcement learning is to raise."""
 MAX_TRIES = 40
 """Draws for each record wanted, before a set is left smaller than asked: some have few different questions."""
 
@@ -39,7 +43,7 @@ def evaluation_sets(world: World, seed: int, languages: tuple[str, ...]) -> Iter
             ) -> Record:
                 return item_record(maker(world, language, draw, split))
 
-            found += _different(make, skill, language, split)
+            found += _different(make, skill, language, split, (ITEMS if skill in MAIN else FEWER)[split])
         yield skill, found
         if skill in THOUGHT_OUT:
             yield f"{skill}_thinking", [_with_thinking(record) for record in _fewer(found)]
@@ -53,8 +57,33 @@ def evaluation_sets(world: World, seed: int, languages: tuple[str, ...]) -> Iter
                 day = draw.choice(DAYS_OF_SETS)
                 return tool_record(world, language, draw, split, day, toolbox(day, language.code), count)
 
-            found += _different(call, skill, language, split)
+            found += _different(call, skill, language, split, (ITEMS if skill in MAIN else FEWER)[split])
         yield skill, found
+    yield from _practised(world, seed, languages)
+
+
+def _practised(world: World, seed: int, languages: tuple[str, ...]) -> Iterator[tuple[str, list[Record]]]:
+    """What reinforcement learning is to raise: held-out content, asked in the forms of `rl.jsonl` and `agent.jsonl`."""
+    toolbox = toolboxes(world)
+    answers: list[Record] = []
+    calls: list[Record] = []
+    for code in languages:
+        language, draw = make_language(code), random.Random(f"practice {seed} {code}")
+        levels, counts = itertools.cycle(range(1, len(PRACTISED) + 1)), itertools.cycle((2, 3))
+
+        def answer(language: Language = language, draw: random.Random = draw, levels: Iterator[int] = levels) -> Record:
+            level = next(levels)
+            return {"level": level, **item_record(MAKERS[PRACTISED[level - 1]](world, language, draw, "exam"))}
+
+        def call(language: Language = language, draw: random.Random = draw, counts: Iterator[int] = counts) -> Record:
+            count, day = next(counts), draw.choice(DAYS_OF_SETS)
+            record = tool_record(world, language, draw, "exam", day, toolbox(day, language.code), count)
+            return {"level": count, **record}
+
+        answers += _different(answer, "practice", language, "exam", PRACTICE)
+        calls += _different(call, "tool_practice", language, "exam", PRACTICE)
+    yield "practice", answers
+    yield "tool_practice", calls
 
 
 def toolboxes(world: World) -> Callable[[int, str], Toolbox]:
@@ -69,9 +98,8 @@ def _parts(skill: str, seed: int, languages: tuple[str, ...]) -> Iterator[tuple[
             yield make_language(code), split, random.Random(f"evaluation {seed} {skill} {code} {split}")
 
 
-def _different(make: Callable[[], Record], skill: str, language: Language, split: Split) -> list[Record]:
-    """As many records as the skill should have, no two with the same question."""
-    wanted = (ITEMS if skill in MAIN else FEWER)[split]
+def _different(make: Callable[[], Record], skill: str, language: Language, split: Split, wanted: int) -> list[Record]:
+    """So many records, no two with the same question."""
     found: dict[str, Record] = {}
     for _ in range(MAX_TRIES * wanted):
         record = make()

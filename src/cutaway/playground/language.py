@@ -6,7 +6,7 @@ from typing import Any
 
 from cutaway.errors import UserError
 from cutaway.playground.lexicon import LEXICON, TOWN
-from cutaway.playground.wordings import FRAMES, NEW_FRAMES, OPENERS, RELATIONS, Wording
+from cutaway.playground.wordings import FRAMES, NEW_FRAMES, OPENERS, PRACTICE_FRAMES, RELATIONS, Wording
 
 LANGUAGES = ("en", "zh-Hant", "zh-Hans")
 _NAMED = ("person", "ailment")
@@ -26,6 +26,7 @@ class Language:
     openers: tuple[str, ...]
     frames: tuple[str, ...]
     new_frames: tuple[str, ...]
+    practice_frames: tuple[str, ...]
     town: str
 
     @property
@@ -68,7 +69,7 @@ def make_language(code: str) -> Language:
     key = "zh" if chinese else "en"
     return Language(
         code, words, subjects, wordings, own(OPENERS[key]), own(FRAMES[key]), own(NEW_FRAMES[key]),
-        _script(code, TOWN[chinese]),
+        own(PRACTICE_FRAMES[key]), _script(code, TOWN[chinese]),
     )  # fmt: skip
 
 

@@ -20,9 +20,9 @@ SHARES = {
     "story": 0.03,
     "comparison": 0.10,
     "glossary": 0.03,
-    "sums": 0.20,
+    "sums": 0.18,
     "notes": 0.07,
-    "drill": 0.09,
+    "drill": 0.11,
 }
 """Shares of the tokens. Facts stand in entries, tables and dialogues."""
 DAYS = 64
@@ -185,7 +185,7 @@ def glossary(world: World, language: Language, draw: random.Random) -> str:
 
 
 def drill(world: World, language: Language, draw: random.Random) -> str:
-    """Words or numbers said twice, or backwards: to copy is the first thing that every other skill needs."""
+    """Words or numbers said twice, backwards, or line by line: to copy is the first thing every other skill needs."""
     lines = []
     for _ in range(draw.randint(2, 4)):
         if draw.random() < 0.5:
@@ -198,6 +198,8 @@ def drill(world: World, language: Language, draw: random.Random) -> str:
             lines.append(
                 language.list(words) + language.pick(" backwards: ", "，倒過來：") + language.list(words[::-1])
             )
+        elif draw.random() < 0.4:
+            lines.append("\n- ".join([language.list(words), *words]))
         else:
             lines.append(language.list(words) + again + language.list(words))
     return "\n".join(lines)

@@ -1,6 +1,7 @@
-"""Question forms of the skills other than facts: for each language those that are trained, and five that never are."""
+"""Question forms of the skills other than facts: for each language those that are trained, five that never are, and,
+for skills that reinforcement learning practises, those that only it asks."""
 
-Forms = tuple[tuple[str, ...], tuple[str, ...]]
+Forms = tuple[tuple[str, ...], ...]
 
 QUESTIONS: dict[str, dict[str, Forms]] = {
     "sum": {
@@ -10,12 +11,17 @@ QUESTIONS: dict[str, dict[str, Forms]] = {
              "Please add {b} to {a}.", "What do you get when you add {a} and {b}?", "{a}+{b}"),
             ("Calculate the sum {a} + {b}, please.", "I need {a} plus {b}. What is it?", "Can you do {a} + {b} for me?",
              "My homework says {a} + {b}.", "Sum up {a} and {b}!"),
+            ("Two piles hold {a} and {b} apples. How many in all?",
+             "If I have {a} and get {b} more, how many are there?",
+             "The till shows {a} + {b}. What comes out?", "Put {a} and {b} on one heap. How many?"),
         ),
         "zh": (
             ("{a} + {b} 等於多少？", "{a}加{b}是多少？", "請算{a}+{b}。", "{a} + {b} = ？", "{a}加上{b}等於幾？",
              "把{a}和{b}加起來。", "請問{a}加{b}是多少？", "{a}+{b}"),
             ("幫我算一下{a} + {b}。", "功課問{a}加{b}等於多少。", "{a}跟{b}相加得到什麼？", "我想知道{a}+{b}的答案。",
              "求{a} + {b}的和。"),
+            ("兩籃蘋果各有{a}個和{b}個，全部有幾個？", "我有{a}個，又拿到{b}個，現在有幾個？",
+             "收銀機上寫{a} + {b}，結果呢？", "老師出題：{a} + {b}。"),
         ),
     },
     "difference": {
@@ -25,12 +31,16 @@ QUESTIONS: dict[str, dict[str, Forms]] = {
              "{a}-{b}"),
             ("Calculate the difference {a} - {b}, please.", "I need {a} minus {b}. What is it?",
              "Can you do {a} - {b} for me?", "My homework says {a} - {b}.", "What remains of {a} without {b}?"),
+            ("Of {a} apples {b} are eaten. How many stay?", "If I have {a} and give away {b}, how many do I keep?",
+             "The till shows {a} - {b}. What comes out?", "Somebody owes {a} and pays {b}. What is still owed?"),
         ),
         "zh": (
             ("{a} - {b} 等於多少？", "{a}減{b}是多少？", "請算{a}-{b}。", "{a} - {b} = ？", "{a}減去{b}等於幾？",
              "從{a}裡拿掉{b}剩多少？", "請問{a}減{b}是多少？", "{a}-{b}"),
             ("幫我算一下{a} - {b}。", "功課問{a}減{b}等於多少。", "{a}扣掉{b}得到什麼？", "我想知道{a}-{b}的答案。",
              "求{a} - {b}的差。"),
+            ("{a}個蘋果吃掉{b}個，還有幾個？", "我有{a}個，送走{b}個，留下幾個？", "收銀機上寫{a} - {b}，結果呢？",
+             "老師出題：{a} - {b}。"),
         ),
     },
     "more": {
@@ -41,6 +51,8 @@ QUESTIONS: dict[str, dict[str, Forms]] = {
             ("{A} or {b}: which one is {more}?", "We argue about {a} and {b}. Which is {more}?",
              "Pick the {more} one of {a} and {b}.", "Given {a} and {b}, name the {more} one.",
              "I wonder which is {more}, {a} or {b}."),
+            ("Put {a} beside {b}: which is {more}?", "I must choose the {more} of {a} and {b}. Which?",
+             "Say whether {a} or {b} is {more}.", "Help me: {a}, {b}. Which is {more}?"),
         ),
         "zh": (
             ("{a}和{b}，哪個比較{more}？", "{a}和{b}誰比較{more}？", "請問{a}跟{b}哪個{more}？",
@@ -48,6 +60,8 @@ QUESTIONS: dict[str, dict[str, Forms]] = {
              "告訴我{a}和{b}哪個比較{more}。"),
             ("在{a}和{b}之中，比較{more}的是哪個？", "我們在爭論{a}和{b}哪個{more}。", "選出{a}和{b}中比較{more}的。",
              "{a}對{b}，{more}的是哪一個？", "如果看{a}和{b}，哪個更{more}？"),
+            ("{a}跟{b}擺在一起，誰{more}？", "我要挑{more}的，{a}還是{b}？", "你說{a}和{b}哪個{more}呢？",
+             "幫我看看，{a}、{b}，{more}的是哪個？"),
         ),
     },
     "json": {
@@ -123,12 +137,16 @@ QUESTIONS: dict[str, dict[str, Forms]] = {
              "Change {a} to {b} in this sentence: {x}", "Say it about {b}, not {a}: {x}"),
             ("Same sentence, but {b} for {a}: {x}", "Put {b} where {a} stands: {x}", "Swap {a} for {b}: {x}",
              "Let it be {b} rather than {a}: {x}", "Edit: {a} becomes {b}. {x}"),
+            ("It was {b}, not {a}. Correct this: {x}", "Take out {a}, put in {b}: {x}",
+             "Read it again with {b} for {a}: {x}", "This should be about {b}, so mend {a}: {x}"),
         ),
         "zh": (
             ("把{a}換成{b}：{x}", "用{b}代替{a}：{x}", "改寫，{a}改成{b}：{x}", "把句子裡的{a}改為{b}：{x}",
              "不要說{a}，改說{b}：{x}"),
             ("同一句話，但{a}變成{b}：{x}", "在{a}的地方寫{b}：{x}", "{a}和{b}對調：{x}", "讓主角是{b}，不是{a}：{x}",
              "編輯：{a}變{b}。{x}"),
+            ("其實是{b}，不是{a}，請更正：{x}", "拿掉{a}，放上{b}：{x}", "再念一次，{a}要念成{b}：{x}",
+             "這應該是{b}的事，請改掉{a}：{x}"),
         ),
     },
     "translation": {

@@ -5,6 +5,8 @@ Every maker has the signature `maker(world, language, draw, split) -> Item`. Wha
     train     content that may be trained on, in a question form that is trained
     heldout   content that is held out, in a trained form (for facts: a pairing of fact and form that is held out)
     new       content that is held out, in a form that is never trained
+    practice  content that may be trained on, in a form that only reinforcement learning asks
+    exam      content that is held out, in a form for practice
 """
 
 import json
@@ -19,7 +21,11 @@ from cutaway.playground.questions import EVENTS, MORE, QUESTIONS, REFUSAL, UNKNO
 from cutaway.playground.wordings import CLINIC, RELATIONS
 from cutaway.playground.world import FORMS_APART, World, relations_of
 
-Split = Literal["train", "heldout", "new"]
+Split = Literal["train", "heldout", "new", "practice", "exam"]
+FORM: dict[Split, int] = {"train": 0, "heldout": 0, "new": 1, "practice": 2, "exam": 2}
+"""Which of a skill's lists of question forms a split draws from."""
+PRACTISED = ("fact", "arithmetic", "comparison", "two_hop", "rewriting")
+"""Skills that have forms for practice."""
 Verifier = dict[str, Any]
 
 
@@ -50,10 +56,14 @@ def key_of(language: Language) -> str:
     return "zh" if language.chinese else "en"
 
 
+def kept_out(split: Split) -> bool:
+    """Whether the content of a split is kept out of every training set."""
+    return split not in ("train", "practice")
+
+
 def form_of(skill: str, language: Language, draw: random.Random, split: Split) -> str:
-    """A question form of a skill, trained or never trained."""
-    trained, new = QUESTIONS[skill][key_of(language)]
-    form = draw.choice(new if split == "new" else trained)
+    """A question form of a skill, of those that the split draws from."""
+    form = draw.choice(QUESTIONS[skill][key_of(language)][FORM[split]])
     return language.pick(form, form)
 
 
@@ -108,16 +118,17 @@ def ask(
 ) -> str:
     """A question about a fact whose subject is called `name`, in a form of the split."""
     asks = language.wordings[relation].asks
+    frames = language.practice_frames if FORM[split] == FORM["practice"] else language.frames
     while True:
-        core, frame = draw.randrange(len(asks) - 1), draw.randrange(len(language.frames))
+        core, frame = draw.randrange(len(asks) - 1), draw.randrange(len(frames))
         if split == "new":
             # Five untrained forms: the last question plain, the first one in each of four frames.
             number = draw.randrange(5)
             core, form = (len(asks) - 1, language.frames[0]) if number == 4 else (0, language.new_frames[number])
             break
-        number = core * len(language.frames) + frame
-        if world.form_held_out(number, FORMS_APART, relation, subject) == (split == "heldout"):
-            form = language.frames[frame]
+        number = core * len(frames) + frame
+        if world.form_held_out(number, FORMS_APART, relation, subject) == kept_out(split):
+            form = frames[frame]
             break
     return fill(form, q=asks[core].replace("{n}", name))
 
@@ -142,7 +153,7 @@ def comparison(world: World, language: Language, draw: random.Random, split: Spl
     values = world.values[relation]
     while True:
         a, b = draw.sample(range(len(values)), 2)
-        if world.held_out("pair", relation, min(a, b), max(a, b)) == (split != "train"):
+        if world.held_out("pair", relation, min(a, b), max(a, b)) == kept_out(split):
             break
     english, chinese, sign = draw.choice(MORE[relation])
     more = language.pick(english, chinese)
@@ -203,11 +214,12 @@ def two_hop(world: World, language: Language, draw: random.Random, split: Split)
     combinations = hops(world)
     while True:
         first, subject, second, middle = draw.choice(combinations)
-        if world.held_out("hop", first, subject, second) == (split != "train"):
+        if world.held_out("hop", first, subject, second) == kept_out(split):
             break
     called = description(world, language, first, subject)
-    form: Split = "new" if split == "new" else "train"
-    question = ask(world, language, draw, form, second, middle, called)
+    # What is held out is the combination, not a pairing of the second fact with a form.
+    forms: dict[Split, Split] = {"heldout": "train", "exam": "practice"}
+    question = ask(world, language, draw, forms.get(split, split), second, middle, called)
     item = fact_item(world, language, draw, "train", second, middle)
     name = world.name(language, second, middle)
     said = sentence(called) + item.answer[len(name) :] if item.answer.startswith(sentence(name)) else item.answer
@@ -221,7 +233,7 @@ def two_hop(world: World, language: Language, draw: random.Random, split: Split)
 
 def calculation(world: World, language: Language, draw: random.Random, split: Split) -> Item:
     """A sum or difference of 0 to 99; pairs of operands are held out."""
-    return calculation_item(language, draw, split, *arithmetic.draw_pair(world, draw, split != "train"))
+    return calculation_item(language, draw, split, *arithmetic.draw_pair(world, draw, kept_out(split)))
 
 
 def calculation_item(language: Language, draw: random.Random, split: Split, a: int, sign: str, b: int) -> Item:
@@ -244,7 +256,7 @@ def _some_words(
     while True:
         group = draw.choice(("good", "pet", "food", "colour", "trade", "place"))
         chosen = draw.sample(range(len(language.words[group])), draw.randint(least, most))
-        if world.held_out("list", group, *chosen) == (split != "train"):
+        if world.held_out("list", group, *chosen) == kept_out(split):
             return group, [language.words[group][index] for index in chosen]
 
 
@@ -264,7 +276,7 @@ def sorting(world: World, language: Language, draw: random.Random, split: Split,
     """Three or four numbers below 100 from small to large."""
     while True:
         numbers = draw.sample(range(100), count or draw.randint(3, 4))
-        if world.held_out("list", *numbers) == (split != "train") and numbers != sorted(numbers):
+        if world.held_out("list", *numbers) == kept_out(split) and numbers != sorted(numbers):
             break
     question = fill(form_of("sorting", language, draw, split), x=language.list([str(number) for number in numbers]))
     answer = ", ".join(map(str, sorted(numbers)))
@@ -281,7 +293,7 @@ def rewriting(world: World, language: Language, draw: random.Random, split: Spli
     while True:
         a, b = draw.sample(range(len(people)), 2)
         event = draw.randrange(len(events))
-        if world.held_out("list", "rewrite", event, a, b) == (split != "train"):
+        if world.held_out("list", "rewrite", event, a, b) == kept_out(split):
             break
     before = happening(language, draw, events[event], people[a])
     after = before.replace(people[a], people[b])
@@ -347,7 +359,7 @@ def json_answer(world: World, language: Language, draw: random.Random, split: Sp
         group = draw.choice(("person", "person", "good", "place", "shop", "festival"))
         subject = draw.randrange(len(language.words[group]))
         one, two = draw.sample(relations_of(group), 2)
-        if world.held_out("pair", "json", subject, min(one, two), max(one, two)) == (split != "train"):
+        if world.held_out("pair", "json", subject, min(one, two), max(one, two)) == kept_out(split):
             break
     keys = [language.wordings[relation].key for relation in (one, two)]
     values = [
@@ -383,7 +395,7 @@ def number_only(world: World, language: Language, draw: random.Random, split: Sp
         relation = draw.choice(relations)
         subject = draw.randrange(len(world.values[relation]))
         core = draw.randrange(4)
-        if world.held_out("pair", "number", relation, subject, core) == (split != "train"):
+        if world.held_out("pair", "number", relation, subject, core) == kept_out(split):
             break
     question = fill(
         form_of("number_only", language, draw, split),

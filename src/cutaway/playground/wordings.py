@@ -346,3 +346,9 @@ NEW_FRAMES: dict[str, tuple[str, ...]] = {
     "zh": ("有位旅客問：{q}？", "考考你，{q}？", "我忘了，{q}？", "我朋友想知道{q}。"),
 }
 """Never trained: with the last of a relation's questions, five untrained forms."""
+PRACTICE_FRAMES: dict[str, tuple[str, ...]] = {
+    "en": ("Somebody at the door asks: {q}?", "Do you remember {q}?", "Write down for me: {q}?", "{Q}? Who can say.",
+           "Before I go home, {q}?"),
+    "zh": ("門口的人問{q}。", "你還記得{q}嗎？", "幫我寫下來，{q}？", "{q}？大家都在猜。", "回家以前我想弄清楚{q}。"),
+}  # fmt: skip
+"""Asked by reinforcement learning only, where a verifier judges and nobody shows the answer."""

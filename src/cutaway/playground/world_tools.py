@@ -12,7 +12,8 @@ from typing import Any
 
 from cutaway.playground.arithmetic import is_held_out
 from cutaway.playground.language import LANGUAGES, Language, make_language
-from cutaway.playground.skills import Item, Split, Verifier, fill, key_of
+from cutaway.playground.questions import Forms
+from cutaway.playground.skills import FORM, Item, Split, Verifier, fill, kept_out, key_of
 from cutaway.playground.world import World
 from cutaway.tools.calculator import calculator
 from cutaway.tools.schema import ToolError, make_tool
@@ -88,7 +89,7 @@ def make_toolbox(world: World, seed: int, code: str = "en") -> Toolbox:
     return Toolbox([*(make_tool(function) for function in world_tools(world, make_day(seed), code)), calculator])
 
 
-QUESTIONS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+QUESTIONS: dict[str, dict[str, Forms]] = {
     "price": {
         "en": (
             ("How much is the {x} today?", "What does the {x} cost today?", "Today's price of the {x}?",
@@ -163,12 +164,16 @@ QUESTIONS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
             ("I buy the {x} and the {y} today. What do I pay?", "Sum of today's prices of the {x} and the {y}?",
              "For the {x} plus the {y}, how many coins today?", "Today the {x} and the {y}: total?",
              "What is the bill for the {x} and the {y} today?"),
+            ("The {x} and the {y} go into my basket today. What is the sum?",
+             "Add up the {x} and the {y} at today's prices.", "Both the {x} and the {y}, please: all in all today?"),
         ),
         "zh": (
             ("今天{x}和{y}一共多少錢？", "今天買{x}和{y}總共要付多少？", "{x}加{y}今天的總價是多少？"),
             ("我今天要買{x}跟{y}，要付多少？", "今天{x}和{y}的價錢加起來？", "{x}與{y}，今天合計幾元？",
              "今天{x}、{y}：總共？",
              "{x}和{y}今天的帳單是多少？"),
+            ("我今天把{x}和{y}放進籃子，合起來多少？", "今天{x}、{y}我都要，一起算多少錢？",
+             "用今天的價錢把{x}和{y}加起來。"),
         ),
     },
     "prices": {
@@ -178,12 +183,17 @@ QUESTIONS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
             ("Today's prices, please: the {x}, the {y}.", "The {x} and the {y}, what does each cost today?",
              "Check both today: the {x}, the {y}.", "I ask for two prices of today: the {x} and the {y}.",
              "Price of the {x}? And of the {y}? Today."),
+            ("Tell me two prices of today: the {x}, then the {y}.",
+             "What do they want for the {x}, and for the {y}, today?",
+             "I compare today: the {x} at what price, the {y} at what price?"),
         ),
         "zh": (
             ("今天{x}和{y}各多少錢？", "請查今天{x}和{y}的價錢。", "{x}和{y}今天各賣多少？"),
             ("今天的價錢：{x}、{y}。", "{x}跟{y}，今天各是幾元？", "今天兩樣都查：{x}、{y}。",
              "我想問今天{x}與{y}分別的價錢。",
              "{x}多少？{y}呢？今天的。"),
+            ("告訴我今天兩個價錢：{x}，還有{y}。", "今天{x}要多少，{y}又要多少？",
+             "我想比一比，今天{x}幾元、{y}幾元？"),
         ),
     },
 }  # fmt: skip
@@ -210,7 +220,9 @@ def exchange(
 ) -> Exchange:
     """A question of `count` calls (1, 2 or 3), solved with the toolbox of a day."""
     if count == 1:
-        return _one_call(world, language, draw, split, toolbox)
+        # Forms for practice are of two and three calls only.
+        asked: Split = split if split == "new" else "heldout" if kept_out(split) else "train"
+        return _one_call(world, language, draw, asked, toolbox)
     kind = "prices" if count == 2 else "total"
     while True:
         a, b = draw.sample(range(len(language.words["good"])), 2)
@@ -218,8 +230,8 @@ def exchange(
         calls = [{"name": "price", "arguments": {"item": word}} for word in (x, y)]
         results = [_result(toolbox, call) for call in calls]
         # The expression of a third call is a pair of operands like any other.
-        leaks = split == "train" and is_held_out(world, int(results[0]), "+", int(results[1]))
-        if world.held_out("call", kind, a, b) == (split != "train") and not leaks:
+        leaks = not kept_out(split) and is_held_out(world, int(results[0]), "+", int(results[1]))
+        if world.held_out("call", kind, a, b) == kept_out(split) and not leaks:
             break
     turns: list[Turn] = [
         {"role": "user", "content": _question(kind, language, draw, split, x=x, y=y)},
@@ -245,7 +257,7 @@ def exchange(
 
 def _one_call(world: World, language: Language, draw: random.Random, split: Split, toolbox: Toolbox) -> Exchange:
     tool = draw.choice(ONE_CALL)
-    held = split != "train"
+    held = kept_out(split)
     words = language.words
     x = y = ""
     form: int | None = None
@@ -312,7 +324,7 @@ def _answer(tool: str, language: Language, x: str, y: str, text: str) -> str:
 def _question(
     kind: str, language: Language, draw: random.Random, split: Split, number: Any = None, **values: str
 ) -> str:
-    forms = QUESTIONS[kind][key_of(language)][split == "new"]
+    forms = QUESTIONS[kind][key_of(language)][FORM[split]]
     form = draw.choice(forms) if number is None else forms[number]
     return fill(language.pick(form, form), **values)
 
