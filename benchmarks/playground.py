@@ -82,6 +82,7 @@ def train(folder: Path, seed: int, flags: argparse.Namespace) -> None:
             seed=seed,
             scripts="keep",
             holdout_tokens=4096,
+            keep_checkpoints=4,  # `rl.py base` looks whether it had plateaued at three quarters
             **RATES[name],
         )
         run = RunSettings(data=(str(folder / "data" / f"{name}.jsonl"),), out=str(folder / name), init=str(init))

@@ -80,7 +80,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_base(flags: argparse.Namespace) -> int:
-    """Data, vocabulary, pretraining, fine-tuning with checkpoints kept, and whether it has plateaued."""
+    """The base, trained unless it is given, and whether it has plateaued."""
+    if flags.base == flags.out / "base" / "sft":
+        train_base(flags)
+    items = parts.heldout_items(flags.data, flags.items)
+    early, late = parts.plateau(flags.base, items, parts.world_toolboxes(flags.data), flags.out / "base")
+    verdict = "plateaued" if late - early < 0.01 else "not plateaued: give --sft-minutes more"
+    print(f"held-out success: {early:.1%} at three quarters, {late:.1%} at the end ({verdict}); {len(items)} items")
+    return 0
+
+
+def train_base(flags: argparse.Namespace) -> None:
+    """Data, vocabulary, pretraining, fine-tuning with checkpoints kept."""
     folder, recipe = flags.out / "base", load_recipe("nano")
     if not (flags.data / "manifest.json").is_file():
         write_playground(flags.data, PlaygroundSettings(seed=flags.seed, size_mb=flags.size_mb))
@@ -95,11 +106,6 @@ def make_base(flags: argparse.Namespace) -> int:
         files = RunSettings((str(flags.data / f"{name}.jsonl"),), str(out), str(init))
         go_on(stage, dataclasses.replace(recipe, **{name: settings}), files)
         init = out
-    items = parts.heldout_items(flags.data, flags.items)
-    early, late = parts.plateau(flags.base, items, parts.world_toolboxes(flags.data), folder)
-    verdict = "plateaued" if late - early < 0.01 else "not plateaued: give --sft-minutes more"
-    print(f"held-out success: {early:.1%} at three quarters, {late:.1%} at the end ({verdict}); {len(items)} items")
-    return 0
 
 
 def go_on(stage: Any, recipe: Recipe, run: RunSettings) -> None:
