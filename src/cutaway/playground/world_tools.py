@@ -164,7 +164,7 @@ QUESTIONS: dict[str, dict[str, Forms]] = {
             ("I buy the {x} and the {y} today. What do I pay?", "Sum of today's prices of the {x} and the {y}?",
              "For the {x} plus the {y}, how many coins today?", "Today the {x} and the {y}: total?",
              "What is the bill for the {x} and the {y} today?"),
-            ("The {x} and the {y} go into my basket today. What is the sum?",
+            ("The {x} and the {y} come home with me today. What is the sum?",
              "Add up the {x} and the {y} at today's prices.", "Both the {x} and the {y}, please: all in all today?"),
         ),
         "zh": (
@@ -172,7 +172,7 @@ QUESTIONS: dict[str, dict[str, Forms]] = {
             ("我今天要買{x}跟{y}，要付多少？", "今天{x}和{y}的價錢加起來？", "{x}與{y}，今天合計幾元？",
              "今天{x}、{y}：總共？",
              "{x}和{y}今天的帳單是多少？"),
-            ("我今天把{x}和{y}放進籃子，合起來多少？", "今天{x}、{y}我都要，一起算多少錢？",
+            ("我今天把{x}和{y}帶回家，合起來多少？", "今天{x}、{y}我都要，一起算多少錢？",
              "用今天的價錢把{x}和{y}加起來。"),
         ),
     },
