@@ -22,10 +22,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cutaway.cli.quickstart import RATES
 from cutaway.evals.intervals import Share
 from cutaway.evals.verified import answer_records
 from cutaway.generation.engine import Engine
+from cutaway.life.steps import RATES
 from cutaway.model.config import ModelConfig
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import load_model

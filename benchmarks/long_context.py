@@ -29,8 +29,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cutaway.cli.quickstart import VOCAB_SIZE
 from cutaway.data.cache import build_cache
+from cutaway.life.steps import VOCAB_SIZE
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import load_model
 from cutaway.playground.language import LANGUAGES

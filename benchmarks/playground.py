@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cutaway.cli.quickstart import RATES, TRAINING, VOCAB_SIZE, texts_for_tokenizer
 from cutaway.evals.intervals import Share
 from cutaway.evals.verified import Answered, answer_records, shares
 from cutaway.generation.engine import Engine
+from cutaway.life.steps import RATES, TRAINING, VOCAB_SIZE
+from cutaway.life.town import texts_for_tokenizer
 from cutaway.model.weights import load_model
 from cutaway.playground.evaluation import toolboxes
 from cutaway.playground.world import make_world

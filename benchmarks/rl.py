@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 
 import rl_parts as parts
-from cutaway.cli.quickstart import RATES, VOCAB_SIZE, texts_for_tokenizer
 from cutaway.errors import UserError
 from cutaway.evals.intervals import mcnemar, wilson
+from cutaway.life.steps import RATES, VOCAB_SIZE
+from cutaway.life.town import texts_for_tokenizer
 from cutaway.playground.write import PlaygroundSettings, write_playground
 from cutaway.recipe import Recipe, RunSettings, TokenizerSettings, load_recipe, load_run
 from cutaway.rl.environment import Limits

@@ -1,6 +1,5 @@
 """`cutaway merge`: an adapter and its base as one plain model."""
 
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +8,6 @@ from pathlib import Path
 import tyro
 
 from cutaway.cli.common import parse
-from cutaway.errors import UserError
-
-_BESIDE = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -29,25 +25,8 @@ class MergeFlags:
 def main(argv: Sequence[str]) -> int:
     """Load, merge, write."""
     flags = parse(MergeFlags, argv, prog="cutaway merge")
+    from cutaway.model.merging import merge
+
     merge(Path(flags.run), Path(flags.out), flags.base)
     print(f"{flags.out}: {flags.run} merged into its base", file=sys.stderr)
     return 0
-
-
-def merge(run: Path, out: Path, base: str | None = None) -> None:
-    """Write the merged model with the tokenizer of the adapter, or where that has none, of its base."""
-    from cutaway.model import lora
-    from cutaway.model.weights import find_base, is_adapter, load_adapted, save_model
-
-    if not is_adapter(run):
-        raise UserError(f"{run}: not an adapter directory (no adapter_config.json)")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty: choose another --out")
-    model = load_adapted(run, base)
-    lora.merge(model)
-    save_model(model, out, model.config)
-    for name in _BESIDE:
-        for place in (run, find_base(run, base)):
-            if (place / name).is_file():
-                shutil.copyfile(place / name, out / name)
-                break

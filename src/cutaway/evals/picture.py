@@ -1,14 +1,19 @@
 """Pictures of results: scores with their intervals beside the chance level, subjects, calibration, curves."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cutaway.evals.results import Result
+from cutaway.training.curves import smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+DOTS = 40
+"""Up to so many points each has a dot."""
 
 
 class Column(Protocol):
@@ -22,12 +27,51 @@ class Column(Protocol):
     def metrics(self) -> list[dict[str, Any]]: ...
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A key of metrics.jsonl."""
+
+    key: str
+    title: str
+    logarithmic: bool = False
+
+
+CURVES = (
+    Curve("heldout_bpb", "held-out bits per byte while training, over tokens"),
+    Curve("loss", "training loss, over tokens (logarithmic)", logarithmic=True),
+    Curve("success", "sampled answers that a verifier accepts, over tokens"),
+)
+
+
+def points_of(run: Column, key: str) -> list[tuple[float, float]]:
+    """Tokens and values; the loss of RL says nothing by itself, and is left out."""
+    return [
+        (row.get("tokens", row["step"]), row[key])
+        for row in run.metrics
+        if row.get(key) is not None and not (key == "loss" and "rollout_tokens" in row)
+    ]
+
+
+def _draw_curve(axes: "Axes", curve: Curve, runs: Sequence[Column]) -> None:
+    for number, run in enumerate(runs):
+        points = points_of(run, curve.key)
+        if points:
+            x, y = zip(*points, strict=True)
+            marker = "." if len(points) <= DOTS else ""
+            axes.plot(x, smooth(y, len(y) // 20), color=f"C{number}", marker=marker, label=run.name)
+    if curve.logarithmic:
+        axes.set_yscale("log")
+    axes.set_title(curve.title, fontsize=10, loc="left")
+    axes.legend(fontsize=8)
+    _plain(axes)
+
+
 def draw_report(runs: Sequence[Column], out: Path) -> None:
-    """Shares with intervals and chance, bits per byte with intervals, and the held-out curves, as a PNG."""
+    """Shares with intervals and chance, bits per byte with intervals, and the curves of training, as a PNG."""
     shares = _rows(runs, ("choice", "answers"))
     texts = _rows(runs, ("text",))
-    curves = [run for run in runs if any("heldout_bpb" in row for row in run.metrics)]
-    heights = [_height(rows, runs) for rows in (shares, texts) if rows] + ([3.0] if curves else [])
+    curves = [curve for curve in CURVES if any(points_of(run, curve.key) for run in runs)]
+    heights = [_height(rows, runs) for rows in (shares, texts) if rows] + [3.0] * len(curves)
     figure, save = _figure((10, sum(heights) + 0.4) if heights else (6, 1.5))
     if not heights:
         save(out)
@@ -44,18 +88,10 @@ def draw_report(runs: Sequence[Column], out: Path) -> None:
         _dots(axes, texts, runs, percent=False)
         axes.set_title("bits per byte with 95 % intervals (lower is better)", fontsize=10, loc="left")
         place += 1
-    if curves:
+    for curve in curves:
         axes = figure.add_subplot(grid[place])
-        for number, run in enumerate(runs):
-            points = [
-                (row.get("tokens", row["step"]), row["heldout_bpb"]) for row in run.metrics if row.get("heldout_bpb")
-            ]
-            if points:
-                x, y = zip(*points, strict=True)
-                axes.plot(x, y, color=f"C{number}", marker=".", label=run.name)
-        axes.set_title("held-out bits per byte while training, over tokens", fontsize=10, loc="left")
-        axes.legend(fontsize=8)
-        _plain(axes)
+        _draw_curve(axes, curve, runs)
+        place += 1
     save(out)
 
 

@@ -5,6 +5,7 @@ Everything is read from the run directories (`evals/`, `metrics.jsonl`, `recipe.
 
 import base64
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +20,11 @@ from cutaway.evals.results import Difference, Result, compare, load_results
 from cutaway.evals.tables import Table, interval, percent, tables_of, to_html, to_markdown
 from cutaway.generation.conversation import answer_prompt, knows_chat
 from cutaway.generation.defaults import load_sampling
-from cutaway.generation.engine import Engine
+from cutaway.generation.engine import Completion, Engine
 from cutaway.generation.generate import document_prompt, generate
 from cutaway.model.weights import load_model, write_text
 from cutaway.recipe import read_toml
+from cutaway.tokenization.dump import token_label
 from cutaway.tokenization.messages import Message
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.curves import short_names
@@ -43,6 +45,14 @@ SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
+class Said:
+    """An answer, and its tokens with their probabilities at the temperature that they were drawn at."""
+
+    text: str
+    tokens: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
 class Run:
     """One column of a report."""
 
@@ -52,7 +62,7 @@ class Run:
     metrics: list[dict[str, Any]]
     made: dict[str, Any]
     price_per_hour: float
-    answers: list[str] = field(default_factory=list)
+    answers: list[Said] = field(default_factory=list)
 
     @property
     def stage(self) -> str:
@@ -86,7 +96,7 @@ def read_prompts(path: str | None) -> list[list[Message]]:
     return [record.value["conversations"] for record in read_records([path], "rl")]
 
 
-def write_answers(run: Run, prompts: Sequence[Sequence[Message]], seed: int = 0) -> list[str]:
+def write_answers(run: Run, prompts: Sequence[Sequence[Message]], seed: int = 0) -> list[Said]:
     """What a run says to each prompt, sampled as it is in a chat; a run that does not chat goes on with the text."""
     tokenizer = Tokenizer.load(run.path)
     engine = Engine(load_model(run.path, pick_device()).eval(), tokenizer, slots=min(16, max(1, len(prompts))))
@@ -96,7 +106,13 @@ def write_answers(run: Run, prompts: Sequence[Sequence[Message]], seed: int = 0)
         for turns in prompts
     ]
     done = generate(engine, ids, sampling=load_sampling(run.path), max_new_tokens=ANSWER_TOKENS, seed=seed)
-    return [(visible(one.text) or one.text).strip() for one in done]
+    return [_said(one, tokenizer) for one in done]
+
+
+def _said(one: Completion, tokenizer: Tokenizer) -> Said:
+    labels = [token_label(token, tokenizer) for token in one.ids]
+    tokens = list(zip(labels, map(math.exp, one.logprobs), strict=True))
+    return Said((visible(one.text) or one.text).strip(), tokens)
 
 
 def score_table(runs: Sequence[Run]) -> Table:
@@ -204,11 +220,17 @@ def cost_table(runs: Sequence[Run]) -> Table:
 
 
 def write_report(
-    runs: Sequence[Run], out: Path, prompts: Sequence[Sequence[Message]], against: Against = "previous"
+    runs: Sequence[Run],
+    out: Path,
+    prompts: Sequence[Sequence[Message]],
+    against: Against = "previous",
+    first: Sequence[Table] = (),
+    last: Sequence[Table] = (),
 ) -> list[Path]:
     """Write report.html (one file with everything in it), report.md and report.png; gives back their paths.
 
-    Raises UserError where there is nothing to report: no result, no metrics and no answer.
+    Tables of the caller's own come before and after the others. Raises UserError where there is nothing to report: no
+    result, no metrics and no answer.
     """
     if not any(run.results or run.metrics or run.answers for run in runs):
         raise UserError("nothing to report: score the runs first with `cutaway eval RUN --task ...`")
@@ -219,7 +241,7 @@ def write_report(
     paths = [out / name for name in ("report.html", "report.md", "report.png")]
     draw_report(runs, paths[2])
     maybe = [score_table(runs), difference_table(runs, against), margin_table(runs), cost_table(runs)]
-    tables = [table for table in maybe if table is not None and table.rows]
+    tables = [table for table in (*first, *maybe, *last) if table is not None and table.rows]
     details = [(run, table) for run in runs for result in run.results.values() for table in tables_of(result)]
     write_text(_markdown(runs, tables, prompts, details), paths[1])
     picture = base64.b64encode(paths[2].read_bytes()).decode("ascii")
@@ -238,7 +260,7 @@ def _markdown(
         parts.append("## The same prompts\n")
         for number, turns in enumerate(prompts):
             parts.append(f"**{_inline(_asked(turns))}**\n")
-            parts += [f"- {_inline(run.name)}: {_inline(run.answers[number])}" for run in runs if run.answers]
+            parts += [f"- {_inline(run.name)}: {_inline(run.answers[number].text)}" for run in runs if run.answers]
             parts.append("")
     parts.append("## All figures\n")
     parts += [f"{run.name}\n\n{to_markdown(table)}" for run, table in details]
@@ -259,6 +281,10 @@ def _asked(turns: Sequence[Message]) -> str:
     return str(turns[-1].get("content") or "")
 
 
+_TOKENS_NOTE = (
+    "Tokens: the redder, the less likely the model found the one that it drew; hovering shows the probability."
+)
+_SHADES = 10
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
 body { font: 15px/1.5 system-ui, "Noto Sans CJK TC", sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
@@ -275,8 +301,22 @@ img { max-width: 100%; background: white; border-radius: 6px; }
   overflow-wrap: anywhere; }
 .answers b { display: block; font-size: .8rem; opacity: .7; }
 summary { cursor: pointer; }
+.tokens span { border: 1px solid var(--line); border-radius: 3px; padding: 0 1px; }
 """
+_STYLE += "".join(
+    f".t{shade} {{ background: rgba(214, 69, 65, {0.6 * (1 - shade / (_SHADES - 1)):.2f}); }}\n"
+    for shade in range(_SHADES)
+)
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def _tokens(said: Said) -> str:
+    """Each token in a shade of its probability."""
+    spans = []
+    for label, probability in said.tokens:
+        shade = min(_SHADES - 1, int(_SHADES * probability))
+        spans.append(f'<span class="t{shade}" title="{percent(probability)}">{html.escape(label)}</span>')
+    return f"<p class=tokens>{''.join(spans)}</p>"
 
 
 def _html(
@@ -296,13 +336,14 @@ def _html(
         f'<h2>Scores and curves</h2>\n<img alt="scores and curves" src="data:image/png;base64,{picture}">',
     ]
     if any(run.answers for run in runs):
-        parts.append("<h2>The same prompts</h2>")
+        parts.append(f"<h2>The same prompts</h2><p class=note>{_TOKENS_NOTE}</p>")
         for number, turns in enumerate(prompts):
             parts.append(f"<h3>{html.escape(_asked(turns))}</h3><div class=answers>")
             for run in runs:
                 if run.answers:
-                    said = html.escape(run.answers[number])
-                    parts.append(f"<div><b>{html.escape(run.name)}</b>{said}</div>")
+                    said = run.answers[number]
+                    body = f"{html.escape(said.text)}<details><summary>tokens</summary>{_tokens(said)}</details>"
+                    parts.append(f"<div><b>{html.escape(run.name)}</b>{body}</div>")
             parts.append("</div>")
     parts.append("<h2>All figures</h2>")
     for run in runs:

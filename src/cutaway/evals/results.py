@@ -52,7 +52,7 @@ def of_choice(scored: Scored, summary: dict[str, Any]) -> Result:
     asking = scored.asking
     variant = f"{asking.style}-{asking.shots}shot" + ("-chat" if asking.chat else "")
     correct = np.array(scored.correct(scored.headline), dtype=np.float64)
-    keys = [_short(item.key) for item in scored.items]
+    keys = [short_key(item.key) for item in scored.items]
     return Result(scored.name, variant, summary, keys, correct, np.ones(len(correct)))
 
 
@@ -64,11 +64,12 @@ def of_text(scores: TextScores, summary: dict[str, Any]) -> Result:
 def of_answers(answered: Answered, summary: dict[str, Any], variant: str) -> Result:
     """The result of a generation task: of every task, the share of right answers."""
     right = np.array([np.mean([verdict.ok for verdict in verdicts]) for verdicts in answered.verdicts])
-    keys = [_short(f"{number} {task.key}") for number, task in enumerate(answered.tasks)]
+    keys = [short_key(f"{number} {task.key}") for number, task in enumerate(answered.tasks)]
     return Result(answered.name, variant, summary, keys, right, np.ones(len(right)))
 
 
-def _short(key: str) -> str:
+def short_key(key: str) -> str:
+    """What items are paired by."""
     return hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 

@@ -4,7 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from cutaway.evals.intervals import Share
+from cutaway.evals.results import Result, short_key
 from cutaway.generation.conversation import answer_message, answer_prompt
 from cutaway.generation.engine import Engine
 from cutaway.generation.generate import generate
@@ -77,3 +80,29 @@ def shares(answered: Sequence[Answered], *keys: str) -> dict[tuple[str, ...], Sh
     for one in answered:
         groups.setdefault(tuple(str(one.record[key]) for key in keys), []).append(one.ok)
     return {key: Share.of(flags) for key, flags in groups.items()}
+
+
+def result_of(name: str, answered: Sequence[Answered]) -> Result:
+    """The result of one set as `cutaway eval` writes it, by language too; items are paired by their `id`."""
+    share = vars(Share.of([one.ok for one in answered]))
+    ends = {"value": share["share"], "low": share["low"], "high": share["high"]}
+    languages = {key[0]: vars(one) for key, one in sorted(shares(answered, "language").items())}
+    examples = [
+        {"prompt": str(one.record["conversations"][-1]["content"]), "answer": one.text, "ok": one.ok, "why": one.reason}
+        for one in answered[:20]
+    ]
+    summary: dict[str, Any] = {
+        "kind": "answers",
+        "tasks": len(answered),
+        "samples": 1,
+        "pass": {"1": ends},
+        "score": ends,
+        "raised": 0,
+        "too_long": 0,
+        "verifiers": {},
+        "subjects": languages if len(languages) > 1 else {},
+        "reading": {},
+        "examples": examples,
+    }
+    right = np.array([float(one.ok) for one in answered])
+    return Result(name, "", summary, [short_key(str(one.record["id"])) for one in answered], right, np.ones(len(right)))

@@ -2,13 +2,16 @@
 
 import functools
 import itertools
+import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from cutaway.errors import UserError
 from cutaway.playground.language import Language, make_language
 from cutaway.playground.skills import MAKERS, PRACTISED, Item, Split, clinic
-from cutaway.playground.world import World
+from cutaway.playground.world import World, make_world
 from cutaway.playground.world_tools import exchange, make_toolbox, tool_prompt
 from cutaway.tools.toolbox import Toolbox
 
@@ -89,6 +92,25 @@ def _practised(world: World, seed: int, languages: tuple[str, ...]) -> Iterator[
 def toolboxes(world: World) -> Callable[[int, str], Toolbox]:
     """The toolbox of a day and language, each made once."""
     return functools.cache(lambda day, code: make_toolbox(world, day, code))
+
+
+def toolboxes_beside(files: Sequence[str]) -> Callable[[Mapping[str, Any]], Toolbox | None]:
+    """From a record to its tools: of the town that the files belong to, whose seed is in the `manifest.json` beside."""
+    manifests = [Path(file).parent / "manifest.json" for file in files]
+    found = [path for path in manifests if path.is_file()]
+    made = toolboxes(make_world(int(json.loads(found[0].read_text(encoding="utf-8"))["seed"]))) if found else None
+
+    def toolbox_of(record: Mapping[str, Any]) -> Toolbox | None:
+        environment = record.get("environment")
+        if environment is None:
+            return None
+        if environment["name"] != "playground":
+            raise UserError(f"environment {environment['name']!r} is not known: say with --environment what it is")
+        if made is None:
+            raise UserError(f"{files[0]}: no manifest.json beside it says which town its tasks belong to")
+        return made(int(environment["seed"]), str(environment.get("language", "en")))
+
+    return toolbox_of
 
 
 def _parts(skill: str, seed: int, languages: tuple[str, ...]) -> Iterator[tuple[Language, Split, random.Random]]:

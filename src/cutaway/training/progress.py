@@ -2,6 +2,8 @@
 
 import sys
 import time
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +14,20 @@ from cutaway.training.plan import clock, cost
 from cutaway.training.reference import Reading
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands in a longer work."""
+
+    label: str
+    """Such as 3/9."""
+    seconds_after: float
+    """About what comes after it takes; 0 where nobody knows."""
+
+
+WHOLE: ContextVar[Place | None] = ContextVar("whole", default=None)
+"""The longer work that runs begun now are part of."""
+
+
 class TrainingProgress:
     """Step, loss, that of the reference curve, speed, MFU, time left and cost of a run."""
 
@@ -19,6 +35,9 @@ class TrainingProgress:
         self, stage: str, total: int, done: int, price_per_hour: float, quiet: bool, reading: Reading | None = None
     ) -> None:
         self.total, self.price, self.quiet, self.reading = total, price_per_hour, quiet, reading
+        self.place = WHOLE.get()
+        stage = f"{self.place.label} {stage}" if self.place is not None else stage
+        self.head = f"{stage} · " if self.place is not None else ""
         self.console = Console(stderr=True, highlight=False)
         self.live = self.console.is_terminal and not quiet
         self.started, self.first, self.printed = time.monotonic(), done, 0.0
@@ -37,7 +56,7 @@ class TrainingProgress:
             self.progress.update(self.task, completed=step, line=line)
         elif step == self.total or time.monotonic() - self.printed > 10:
             self.printed = time.monotonic()
-            print(line, file=sys.stderr, flush=True)
+            print(self.head + line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Give the terminal back."""
@@ -52,6 +71,8 @@ class TrainingProgress:
             recorded = self._recorded("heldout_bpb", metrics)
             parts.append(f"held-out {metrics['heldout_bpb']:.3f} bits/byte{recorded}")
         parts += [f"{metrics['tokens_per_second']:,.0f} tokens/s", f"MFU {metrics['mfu']:.0%}", f"{clock(left)} left"]
+        if self.place is not None and self.place.seconds_after:
+            parts[-1] += f", {clock(left + self.place.seconds_after)} in all"
         if self.price:
             parts.append(f"cost {cost(metrics['elapsed_s'], self.price):.2f}")
         return " · ".join(parts)

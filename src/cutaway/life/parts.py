@@ -1,0 +1,48 @@
+"""Going through a life: where it is in the whole, each part's plain command, and what is done already."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cutaway.life.journal import Journal
+from cutaway.training.plan import clock
+from cutaway.training.progress import WHOLE, Place
+
+log = logging.getLogger("cutaway")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing to do."""
+
+    name: str
+    """In the journal."""
+    minutes: float
+    """About how long it takes; 0 where nobody knows."""
+    says: str
+    work: Callable[[], None]
+    """Does it, or what is left of it."""
+    command: str = ""
+    """The command that does the same by hand."""
+
+
+def go(parts: Sequence[Part], journal: Journal) -> None:
+    """Do what is not done yet, in order."""
+    for number, part in enumerate(parts, start=1):
+        label = f"{number}/{len(parts)}"
+        if part.name in journal.seconds:
+            log.info("%s %s: done before", label, part.name)
+            continue
+        seconds = [60 * one.minutes for one in parts[number - 1 :]]
+        left = f"; about {clock(sum(seconds))} left in all" if seconds[0] else ""
+        log.info("%s %s: %s%s", label, part.name, part.says, left)
+        if part.command:
+            log.info("  by hand: %s", part.command)
+        began = time.monotonic()
+        here = WHOLE.set(Place(label, sum(seconds[1:])))
+        try:
+            part.work()
+        finally:
+            WHOLE.reset(here)
+        journal.note(part.name, time.monotonic() - began)

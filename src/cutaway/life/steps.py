@@ -1,0 +1,122 @@
+"""The table of a life: which stage comes after which, on what data, for how long, with which settings.
+
+A step begins with the model that the step before it left. `minutes` are those of a life of `LIFE_MINUTES`; a longer or
+shorter one scales all of them. Everything that a step does not name is the recipe's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Stage = Literal["pretrain", "sft", "lora", "dpo", "grpo", "agent"]
+
+LIFE_MINUTES = 20.0
+"""What the minutes below add up to, data and scores included."""
+DATA_MINUTES, TOKENIZER_MINUTES, SCORE_MINUTES, REPORT_MINUTES = 0.3, 0.2, 0.5, 0.5
+"""Writing the data, training the vocabulary, scoring the model of one stage, and the report at the end."""
+MEGABYTES = 24.0
+"""Pretraining text and conversations: about two passes' worth of what two processor cores read in the minutes below."""
+VOCAB_SIZE = 2000
+REPLAY = 1.0
+"""Records of fine-tuning that the adapter sees beside each of its own, so that it forgets nothing."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A row of the table."""
+
+    stage: Stage
+    """Its command, its table in the recipe, and the name of its run."""
+    data: tuple[str, ...]
+    """Files, below the folder of the data."""
+    minutes: float
+    """Training time; where the settings have a horizon of their own, about what that takes."""
+    says: str
+    """What it does, for someone who sees it for the first time."""
+    raises: tuple[str, ...] = ()
+    """Scores that it is there for."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the stage's settings."""
+
+    @property
+    def has_own_horizon(self) -> bool:
+        """Whether the minutes are an estimate only."""
+        return any(self.settings.get(name) is not None for name in ("steps", "epochs", "tokens"))
+
+
+RATES: dict[str, dict[str, Any]] = {
+    "pretrain": {"batch_tokens": 4096, "optimizer": "muon", "muon_lr": 0.015, "adam_lr": 0.003},
+    "sft": {"batch_tokens": 4096, "optimizer": "muon", "muon_lr": 0.01, "adam_lr": 0.002},
+}
+"""Many small steps: in so short a run their number counts for more than how smooth each is."""
+TRAINING = {"pretrain": 0.55, "sft": 0.45}
+"""Shares of the time for the two long stages."""
+LONG_MINUTES = 9.6
+"""Pretraining and fine-tuning together."""
+_KEEP: dict[str, Any] = {"scripts": "keep"}  # the playground has both scripts already
+
+PLAYGROUND: tuple[Step, ...] = (
+    Step(
+        "pretrain",
+        ("pretrain.jsonl",),
+        TRAINING["pretrain"] * LONG_MINUTES,
+        "next-token prediction on the town's text",
+        (),
+        {**_KEEP, **RATES["pretrain"], "holdout_tokens": 4096},
+    ),
+    Step(
+        "sft",
+        ("sft.jsonl",),
+        TRAINING["sft"] * LONG_MINUTES,
+        "fine-tuning on conversations: it learns to answer",
+        ("fact", "arithmetic", "tool"),
+        {**_KEEP, **RATES["sft"], "holdout_tokens": 4096},
+    ),
+    Step(
+        "lora",
+        ("lora_identity.jsonl", "replay.jsonl"),
+        0.7,
+        "a small adapter learns who it is, and is merged into the model",
+        ("identity",),
+        {**_KEEP, "rank": 8, "batch_tokens": 4096, "holdout_tokens": 2048},
+    ),
+    Step(
+        "dpo",
+        ("preference.jsonl",),
+        0.7,
+        "preference: of two answers, the better one becomes likelier",
+        ("fact", "arithmetic", "comparison", "format", "refusal"),
+        {**_KEEP, "batch_tokens": 8192, "row_length": 512, "holdout_tokens": 16384},
+    ),
+    Step(
+        "grpo",
+        ("rl.jsonl",),
+        2.2,
+        "reinforcement learning: groups of answers, judged by a verifier",
+        ("practice",),
+        {
+            **_KEEP,
+            "adam_lr": 1e-4,
+            "max_new_tokens": 64,
+            "row_length": 192,
+            "minibatches": 4,
+            "holdout_prompts": 0,
+        },
+    ),
+    Step(
+        "agent",
+        ("agent.jsonl",),
+        2.2,
+        "reinforcement learning over several turns with tools",
+        ("tool_practice",),
+        {
+            **_KEEP,
+            "adam_lr": 1e-4,
+            "max_new_tokens": 96,
+            "row_length": 768,
+            "minibatches": 4,
+            "prompts_per_rollout": 16,
+            "holdout_prompts": 0,
+        },
+    ),
+)

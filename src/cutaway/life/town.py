@@ -1,0 +1,80 @@
+"""What a life on the playground reads: the town's files, text for the vocabulary, and records to repeat."""
+
+import functools
+import itertools
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cutaway.life.steps import LIFE_MINUTES, MEGABYTES, REPLAY, VOCAB_SIZE
+from cutaway.playground.evaluation import toolboxes_beside
+from cutaway.playground.write import PlaygroundSettings, write_playground
+from cutaway.recipe import TokenizerSettings
+from cutaway.rl.environment import ToolboxOf
+from cutaway.tokenization.chat import render_text
+from cutaway.tokenization.train import train_tokenizer
+
+_TOKENIZER_BYTES = 4_000_000
+
+
+def megabytes(minutes: float) -> float:
+    """As much text as a life of that length reads."""
+    return round(MEGABYTES * minutes / LIFE_MINUTES, 2)
+
+
+def write_data(data: Path, seed: int, size_mb: float) -> dict[str, Any]:
+    """The playground's sets, and `replay.jsonl`: as many records of fine-tuning as the identity set has (times
+    `REPLAY`). Gives back the manifest."""
+    manifest = write_playground(data, PlaygroundSettings(seed=seed, size_mb=size_mb))
+    count = int(REPLAY * manifest["files"]["lora_identity.jsonl"]["records"])
+    with (data / "sft.jsonl").open(encoding="utf-8") as lines:
+        (data / "replay.jsonl").write_text("".join(itertools.islice(lines, count)), encoding="utf-8")
+    return manifest
+
+
+def data_command(data: Path, seed: int, size_mb: float) -> str:
+    """The same by hand, but for `replay.jsonl`."""
+    return shlex.join(["cutaway", "playground", "--out", str(data), "--seed", str(seed), "--size-mb", f"{size_mb:g}"])
+
+
+def texts_for_tokenizer(data: Path) -> Iterator[str]:
+    """The first megabytes of both sets as the model will read them, tool schemas included, for the vocabulary."""
+    for name in ("pretrain.jsonl", "sft.jsonl"):
+        read = 0
+        with (data / name).open(encoding="utf-8") as lines:
+            for line in lines:
+                record = json.loads(line)
+                text = record["text"] if "text" in record else render_text(record["conversations"])
+                yield text
+                read += len(line.encode())
+                if read > _TOKENIZER_BYTES:
+                    break
+
+
+def train_vocabulary(data: Path, out: Path, settings: TokenizerSettings) -> None:
+    """Train on a sample that is kept as `vocabulary.jsonl`."""
+    with (data / "vocabulary.jsonl").open("w", encoding="utf-8") as file:
+        for text in texts_for_tokenizer(data):
+            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    train_tokenizer(texts_for_tokenizer(data), settings).save(out)
+
+
+def tokenizer_command(data: Path, out: Path, settings: TokenizerSettings) -> str:
+    """The same by hand."""
+    sizes = ["--vocab-size", str(settings.vocab_size), "--pattern", settings.pattern, "--seed", str(settings.seed)]
+    files = ["--data", str(data / "vocabulary.jsonl"), "--out", f"{out}-again"]
+    return shlex.join(["cutaway", "tokenizer", "train", *files, *sizes])
+
+
+def tokenizer_settings(pattern: Any, seed: int) -> TokenizerSettings:
+    """A vocabulary as small as the town's lexicon."""
+    return TokenizerSettings(VOCAB_SIZE, pattern, seed=seed)
+
+
+@functools.cache
+def tools_of(data: Path) -> ToolboxOf:
+    """The tools of the town in a folder, which need not be written yet."""
+    beside = functools.cache(lambda: toolboxes_beside([str(data / "manifest.json")]))
+    return lambda record: beside()(record)
