@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cutaway.life import journal, quickstart, steps
+from cutaway.life import journal, quickstart, scoring, steps
 from cutaway.life.parts import go
 from cutaway.life.stage import Life
 from cutaway.playground import evaluation, write
@@ -43,6 +43,7 @@ def shrink() -> None:
     evaluation.PRACTICE = 3
     write.PAIRS = write.PROMPTS = 30
     quickstart.town.VOCAB_SIZE = 320
+    scoring.LONGEST = 2048
     quickstart.town.megabytes = lambda minutes: 0.1
 
 

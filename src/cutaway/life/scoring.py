@@ -23,8 +23,8 @@ SKILLS = (
     *("refusal", "tool", "tool_two_calls", "tool_three_calls", "identity", "practice", "tool_practice"),
 )
 FORMS = {"identity": "new", "practice": "practice", "tool_practice": "practice"}
-"""Forms of question that are scored: those that fine-tuning trains, with items that it does not, but of `identity` forms
-that are never trained, and of the others those that only reinforcement learning asks."""
+"""Forms of question that are scored: those that fine-tuning trains, with items that it does not; of `identity` those
+that are never trained, of the last two those that only reinforcement learning asks."""
 ITEMS = 200
 """Of each skill."""
 WORTH_SAYING = 0.03
