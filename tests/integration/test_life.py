@@ -1,0 +1,258 @@
+"""The whole life: what is done is not done again, nothing is lost by an interruption, and the report is complete."""
+
+import dataclasses
+import json
+import logging
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from life_helpers import live, tiny_life
+from run_helpers import ROOT, cutaway, environment, same_end
+
+from cutaway.cli import main as cli
+from cutaway.errors import UserError
+from cutaway.evals.report import Run
+from cutaway.evals.results import Result, save_result
+from cutaway.life import stage
+from cutaway.life.journal import open_journal
+from cutaway.life.parts import Part, go
+from cutaway.life.report import fall_table, purpose_table
+from cutaway.life.stage import Life, recipe_of, train
+from cutaway.life.steps import PLAYGROUND, Step
+from cutaway.recipe import Recipe, RunSettings, load_recipe, save_recipe
+from cutaway.training.progress import WHOLE, TrainingProgress
+
+DEFAULTS = {"seed": 0, "budget_minutes": 20.0}
+
+
+def life_of(out: Path, minutes: float | None = 20.0) -> Life:
+    return Life(out, out / "data", load_recipe("nano"), PLAYGROUND, 3, minutes)
+
+
+def test_a_journal_keeps_the_settings_of_the_first_call(tmp_path: Path) -> None:
+    first = open_journal(tmp_path / "life", {"seed": 4, "budget_minutes": None}, DEFAULTS)
+    first.note("data", 12.34)
+    again = open_journal(tmp_path / "life", {"seed": None, "budget_minutes": None}, DEFAULTS)
+    assert again.settings == {"seed": 4, "budget_minutes": 20.0}
+    assert again.seconds == {"data": 12.3}
+    with pytest.raises(UserError, match=r"holds a life with --budget-minutes 20.0: give that one, or another --out"):
+        open_journal(tmp_path / "life", {"seed": 4, "budget_minutes": 9.0}, DEFAULTS)
+    again.path.write_text('{"settings": 3}')
+    with pytest.raises(UserError, match="not the journal of a life"):
+        open_journal(tmp_path / "life", {}, DEFAULTS)
+
+
+def test_another_seed_for_a_life_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_journal(tmp_path / "life", {"seed": 4, "budget_minutes": None}, DEFAULTS)
+    assert cli.main(["quickstart", "--out", str(tmp_path / "life"), "--seed", "5"]) == 2
+    assert "holds a life with --seed 4" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert cli.main(["quickstart", "--out", str(tmp_path / "file")]) == 2
+    assert "cannot be made a directory" in capsys.readouterr().err
+
+
+def test_parts_are_done_once_and_say_where_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal, done = open_journal(tmp_path, DEFAULTS, {}), []
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    def work() -> None:
+        place = WHOLE.get()
+        assert place is not None and place.label == "1/2" and place.seconds_after == 180
+        line = TrainingProgress("sft", 4, 0, 0.0, quiet=True)._line(
+            2, {"loss": 1.0, "tokens_per_second": 1.0, "mfu": 0.5, "tokens": 1, "elapsed_s": 1.0}
+        )
+        assert line.endswith("left, 3:01 in all")
+        done.append("first")
+
+    parts = [Part("first", 1.0, "the first", work, "cutaway first"), Part("second", 3.0, "the second", fail)]
+    with caplog.at_level(logging.INFO, "cutaway"), pytest.raises(KeyboardInterrupt):
+        go(parts, journal)
+    assert "1/2 first: the first; about 4:00 left in all" in caplog.text
+    assert "by hand: cutaway first" in caplog.text
+    assert WHOLE.get() is None
+    parts[1] = dataclasses.replace(parts[1], work=lambda: done.append("second"))
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "cutaway"):
+        go(parts, open_journal(tmp_path, DEFAULTS, {}))
+    assert done == ["first", "second"]
+    assert "1/2 first: done before" in caplog.text and "2/2 second: the second; about 3:00" in caplog.text
+
+
+def test_every_step_has_its_share_of_the_time_or_its_own_horizon(tmp_path: Path) -> None:
+    life = life_of(tmp_path, minutes=10.0)
+    for step in PLAYGROUND:
+        made = getattr(recipe_of(life, step), step.stage)
+        assert made.seed == 3 and made.scripts == "keep"
+        horizons = [getattr(made, name) for name in ("minutes", "tokens", "steps", "epochs")]
+        assert sum(value is not None for value in horizons) == 1
+        if not step.has_own_horizon:
+            assert made.minutes == pytest.approx(max(stage.LEAST_MINUTES, step.minutes / 2))
+    own = dataclasses.replace(PLAYGROUND[2], settings={"epochs": 2.0})
+    made = recipe_of(life, own).lora
+    assert (made.epochs, made.minutes) == (2.0, None)
+    assert recipe_of(life_of(tmp_path, minutes=None), Step("sft", (), 1.0, "")).sft.minutes == 8  # the recipe's
+
+
+def test_each_step_begins_with_the_model_that_the_one_before_left(tmp_path: Path) -> None:
+    life = life_of(tmp_path)
+    inits = {step.stage: Path(str(life.files(step).init)).name for step in life.steps}
+    assert inits == {
+        "pretrain": "tokenizer",
+        "sft": "pretrain",
+        "lora": "sft",
+        "dpo": "lora-merged",
+        "grpo": "dpo",
+        "agent": "grpo",
+    }
+
+
+def test_a_stage_that_has_no_checkpoint_yet_keeps_its_number_of_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life, step, seen = life_of(tmp_path), PLAYGROUND[1], []
+
+    def run(recipe: Recipe, files: RunSettings) -> Path:
+        seen.append((recipe, files))
+        return Path(files.out)
+
+    monkeypatch.setitem(stage.RUNS, "sft", run)
+    train(life, step)
+    assert seen[0][0].sft.minutes == step.minutes and not seen[0][1].resume
+    out = life.run_of(step)
+    out.mkdir()
+    fixed = dataclasses.replace(life.recipe, sft=dataclasses.replace(life.recipe.sft, minutes=None, steps=17))
+    save_recipe(fixed, out / "recipe.toml", life.files(step), {})
+    train(life, step)
+    assert seen[1][0].sft.steps == 17 and not seen[1][1].resume
+    (out / "state" / "step-00000002").mkdir(parents=True)
+    (out / "state" / "step-00000002" / "state.json").write_text("{}")
+    train(life, step)
+    assert seen[2][0].sft.steps == 17 and seen[2][1].resume
+
+
+def scored(path: Path, **values: list[float]) -> Run:
+    results = {}
+    for name, right in values.items():
+        ends = {"value": float(np.mean(right)), "low": 0.0, "high": 1.0}
+        summary = {"kind": "answers", "pass": {"1": ends}}
+        keys = [f"{name} {number}" for number in range(len(right))]
+        results[name] = Result(name, "", summary, keys, np.array(right), np.ones(len(right)))
+    return Run(path, path.name, results, [], {}, 0.0)
+
+
+def test_what_a_stage_was_there_for_and_what_it_cost(tmp_path: Path) -> None:
+    steps = [Step("sft", (), 1, ""), Step("dpo", (), 1, "", raises=("fact", "format"))]
+    runs = [
+        scored(tmp_path / "sft", fact=[1, 0, 0, 0], format=[0, 0, 1, 1], tool=[1, 1]),
+        scored(tmp_path / "dpo", fact=[1, 1, 1, 0], format=[1, 0, 1, 0], tool=[1, 0]),
+    ]
+    table = purpose_table(steps, runs)
+    assert table is not None
+    (row,) = table.rows
+    assert row[:3] == ["dpo", "fact, format", "8"]
+    assert row[3].startswith("37.5 %") and row[4].startswith("62.5 %")
+    assert row[5:8] == ["3", "1", "62.5 %"]
+    other = fall_table(steps, runs)
+    assert other is not None and other.rows == [["dpo", "1", "-50.0", "tool -50.0"]]
+    assert purpose_table(steps[:1], runs[:1]) is None
+
+
+def test_scores_are_not_asked_for_twice(tmp_path: Path) -> None:
+    from cutaway.life.scoring import Exam, said, score
+
+    run = scored(tmp_path, fact=[1.0, 0.0], tool=[1.0])
+    for result in run.results.values():
+        save_result(result, tmp_path)
+    found = score(tmp_path, Exam({"fact": [], "tool": []}, lambda record: None))
+    assert said(found, ("tool",)) == "tool 100%, fact 50%"
+    assert said(found, ("tool",), found) == "tool 100% → 100%; 1 others moved by less than 3 points"
+
+
+# The life itself, tiny
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted life."""
+    out = tmp_path_factory.mktemp("life") / "whole"
+    worker(out).check_returncode()
+    return out
+
+
+def worker(out: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "tests/integration/life_helpers.py", str(out)]
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_report_of_a_life_is_complete(whole: Path) -> None:
+    page, text = ((whole / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
+    assert (whole / "report.png").read_bytes().startswith(b"\x89PNG")
+    for stage_name in ("pretrain", "sft", "lora", "dpo", "grpo", "agent"):
+        assert f"<b>{stage_name}</b>" in page
+    for title in ("What each stage was there for", "What it did to the other skills", "Scores", "Differences"):
+        assert f"<h3>{title}</h3>" in page and f"**{title}**" in text
+    assert "Time on this machine" in page and "class=tokens" in page
+    rows = [line for line in text.splitlines() if line.startswith("| tool_practice ")]
+    assert rows and rows[0].count("%") >= 5  # every model but the one that has only read text
+    seconds = json.loads((whole / "life.json").read_text())["seconds"]
+    assert list(seconds) == ["data", "tokenizer", "pretrain", "sft", "lora", "dpo", "grpo", "agent", "report"]
+
+
+@pytest.mark.slow
+def test_a_second_call_does_nothing(whole: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    with caplog.at_level(logging.INFO, "cutaway"):
+        live(whole)
+    assert caplog.text.count("done before") == 9
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pretrain", "sft", "lora", "dpo", "grpo", "agent"])
+def test_a_stage_is_repeated_by_its_plain_command(name: str, whole: Path, tmp_path: Path) -> None:
+    life, _ = tiny_life(whole)
+    step = next(step for step in life.steps if step.stage == name)
+    command = shlex.split(stage.by_hand(life, step).split(" && ")[0])[1:]
+    command[command.index("--out") + 1] = str(tmp_path / "again")
+    done = cutaway(*command)
+    assert done.returncode == 0, done.stderr
+    same_end(life.run_of(step), tmp_path / "again", 6 if name in ("pretrain", "sft") else 4)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    out, draw, kills = tmp_path / "life", random.Random(0), 0
+    command = [sys.executable, "tests/integration/life_helpers.py", str(out)]
+    with (tmp_path / "log").open("w") as log:
+        for _ in range(12):
+            process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log)
+            began = len(journal_of(out))
+            while process.poll() is None and len(journal_of(out)) <= began + draw.randint(0, 1):
+                time.sleep(0.05)
+            time.sleep(draw.uniform(0, 1))
+            if process.poll() is not None:
+                break
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert kills >= 3, (tmp_path / "log").read_text()
+    last = worker(out)
+    assert last.returncode == 0, last.stderr
+    for name, steps in (("pretrain", 6), ("sft", 6), ("lora", 4), ("dpo", 4), ("grpo", 4), ("agent", 4)):
+        same_end(whole / name, out / name, steps)
+
+
+def journal_of(out: Path) -> dict[str, float]:
+    path = out / "life.json"
+    found: dict[str, float] = json.loads(path.read_text())["seconds"] if path.is_file() else {}
+    return found
