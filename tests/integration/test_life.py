@@ -139,13 +139,13 @@ def test_a_stage_that_has_no_checkpoint_yet_keeps_its_number_of_steps(
     assert seen[2][0].sft.steps == 17 and seen[2][1].resume
 
 
-def scored(path: Path, **values: list[float]) -> Run:
+def scored(path: Path, **values: list[int]) -> Run:
     results = {}
     for name, right in values.items():
         ends = {"value": float(np.mean(right)), "low": 0.0, "high": 1.0}
         summary = {"kind": "answers", "pass": {"1": ends}}
         keys = [f"{name} {number}" for number in range(len(right))]
-        results[name] = Result(name, "", summary, keys, np.array(right), np.ones(len(right)))
+        results[name] = Result(name, "", summary, keys, np.array(right, dtype=float), np.ones(len(right)))
     return Run(path, path.name, results, [], {}, 0.0)
 
 
@@ -169,7 +169,7 @@ def test_what_a_stage_was_there_for_and_what_it_cost(tmp_path: Path) -> None:
 def test_scores_are_not_asked_for_twice(tmp_path: Path) -> None:
     from cutaway.life.scoring import Exam, said, score
 
-    run = scored(tmp_path, fact=[1.0, 0.0], tool=[1.0])
+    run = scored(tmp_path, fact=[1, 0], tool=[1])
     for result in run.results.values():
         save_result(result, tmp_path)
     found = score(tmp_path, Exam({"fact": [], "tool": []}, lambda record: None))

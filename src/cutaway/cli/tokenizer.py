@@ -1,10 +1,11 @@
 """`cutaway tokenizer train`: a vocabulary from text files."""
 
+import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cutaway.cli.common import parse
 from cutaway.errors import UserError
@@ -48,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
 def train(flags: TokenizerFlags) -> None:
     """Read, train, save, and say how well it compresses the start of the text it has seen."""
     from cutaway.data.formats import check_readable
+    from cutaway.data.texts import read_texts
     from cutaway.recipe import TokenizerSettings
     from cutaway.tokenization.train import train_tokenizer
 
@@ -60,9 +62,10 @@ def train(flags: TokenizerFlags) -> None:
     for path in flags.data:
         check_readable(path)
     settings = TokenizerSettings(flags.vocab_size, flags.pattern, flags.scripts, flags.seed)
-    tokenizer = train_tokenizer(texts(flags), settings)
+    files = functools.partial(read_texts, flags.data, flags.scripts, flags.seed, flags.skip_bad)
+    tokenizer = train_tokenizer(files(), settings)
     tokenizer.save(Path(flags.out))
-    sample = [text for text, _ in zip(texts(flags), range(1000), strict=False)]
+    sample = [text for text, _ in zip(files(), range(1000), strict=False)]
     num_bytes = sum(len(text.encode("utf-8", "replace")) for text in sample)
     num_tokens = sum(map(len, tokenizer.encode_batch(sample)))
     print(
@@ -70,34 +73,3 @@ def train(flags: TokenizerFlags) -> None:
         f"on the first {len(sample)} documents",
         file=sys.stderr,
     )
-
-
-def texts(flags: TokenizerFlags) -> Iterator[str]:
-    """The text of every record: documents as they are, conversations turn by turn."""
-    from cutaway.data.formats import BadCounter, raw_records
-    from cutaway.data.records import BadRecordError, parse_record
-    from cutaway.data.scripts import convert_document, parse_scripts
-
-    mix = parse_scripts(flags.scripts)
-    bad = BadCounter(flags.skip_bad)
-    for path in flags.data:
-        for record in raw_records(path):
-            try:
-                if record.reason:
-                    raise BadRecordError(record.reason)
-                value = parse_record(record.raw, None)
-            except BadRecordError as error:
-                bad.add(path, record.line, str(error))
-                continue
-            for text in _texts_of(value):
-                yield convert_document(text, mix, flags.seed)
-
-
-def _texts_of(value: dict[str, Any]) -> Iterator[str]:
-    if "text" in value:
-        yield value["text"]
-    for key in ("conversations", "chosen", "rejected"):
-        for turn in value.get(key) or ():
-            for part in ("reasoning_content", "content"):
-                if isinstance(turn.get(part), str):
-                    yield turn[part]
