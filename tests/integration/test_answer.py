@@ -2,8 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,59 +12,20 @@ from cutaway.cli import main as cli
 from cutaway.data.formats import read_records
 from cutaway.errors import UserError
 from cutaway.stages.answer import FAILURES_IN_A_ROW, Teacher, answer_files
+from http_helpers import Reply, StandIn, stand_in
 
-Reply = Callable[[dict[str, Any]], tuple[int, Any]]
 
-
-def good(body: dict[str, Any]) -> tuple[int, Any]:
+def good(path: str, body: Any) -> tuple[int, Any]:
+    if path != "/v1/chat/completions":
+        return 404, {}
     text = f"answer to {body['messages'][-1]['content']}"
     return 200, {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
 
 
-class Server(ThreadingHTTPServer):
-    """Keeps what was asked and with which key; `reply` says what is sent."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.reply: Reply = good
-        super().__init__(("127.0.0.1", 0), Handler)
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(body)
-        self.server.keys.append(self.headers.get("Authorization"))
-        code, answer = self.server.reply(body) if self.path == "/v1/chat/completions" else (404, {})
-        content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        try:
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-        except OSError:
-            pass  # whoever asked did not wait
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    one = Server()
-    threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield one
-    one.shutdown()
-    one.server_close()
+def server() -> Iterator[StandIn]:
+    with stand_in(good) as one:
+        yield one
 
 
 @pytest.fixture
@@ -77,13 +37,13 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
-def quick(server: Server, **more: Any) -> Teacher:
-    return Teacher(server.endpoint, "master", **({"seconds": 5.0, "tries": 1, "at_once": 3} | more))
+def quick(server: StandIn, **more: Any) -> Teacher:
+    return Teacher(server.url + "/v1", "master", **({"seconds": 5.0, "tries": 1, "at_once": 3} | more))
 
 
-def test_answers_are_a_file_to_train_on(server: Server, questions: Path, tmp_path: Path, capsys: Any) -> None:
+def test_answers_are_a_file_to_train_on(server: StandIn, questions: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out.jsonl"
-    flags = ["--out", str(out), "--endpoint", server.endpoint, "--model", "master", "--system", "You teach."]
+    flags = ["--out", str(out), "--endpoint", server.url + "/v1", "--model", "master", "--system", "You teach."]
     assert cli.main(["data", "answer", str(questions), *flags, "--api-key", "secret"]) == 0
     assert f"{out}: 12 answers written" in capsys.readouterr().out
     records = [record.value for record in read_records([out], "sft")]
@@ -92,13 +52,13 @@ def test_answers_are_a_file_to_train_on(server: Server, questions: Path, tmp_pat
     ]
     assert all(record["teacher"] == "master" for record in records)
     assert [turn["role"] for turn in records[3]["conversations"]] == ["system", "user", "assistant"]
-    asked = {body["messages"][-1]["content"]: body for body in server.asked}
+    asked = {call.body["messages"][-1]["content"]: call.body for call in server.asked}
     assert [turn["content"] for turn in asked["question 3"]["messages"]] == ["be brief", "question 3"]
     assert asked["question 4"]["messages"][0] == {"role": "system", "content": "You teach."}
-    assert set(server.keys) == {"Bearer secret"}
+    assert {call.key for call in server.asked} == {"Bearer secret"}
 
 
-def test_what_is_there_is_not_asked_again(server: Server, questions: Path, tmp_path: Path) -> None:
+def test_what_is_there_is_not_asked_again(server: StandIn, questions: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     report = answer_files([str(questions)], out, quick(server, limit=5))
     assert (report.written, len(server.asked)) == (5, 5)
@@ -111,33 +71,37 @@ def test_what_is_there_is_not_asked_again(server: Server, questions: Path, tmp_p
     assert out.read_bytes().startswith(whole)
 
 
-def test_thoughts_are_kept(server: Server, questions: Path, tmp_path: Path) -> None:
+def test_thoughts_are_kept(server: StandIn, questions: Path, tmp_path: Path) -> None:
     message = {"role": "assistant", "content": "yes", "reasoning_content": "well, well"}
-    server.reply = lambda body: (200, {"choices": [{"message": message}]})
+    server.reply = lambda path, body: (200, {"choices": [{"message": message}]})
     answer_files([str(questions)], tmp_path / "out.jsonl", quick(server, limit=1))
     (record,) = (record.value for record in read_records([tmp_path / "out.jsonl"], "sft"))
     assert record["conversations"][-1]["reasoning_content"] == "well, well"
 
 
 WRONG: dict[str, tuple[Reply, str]] = {
-    "with HTTP 500": (lambda body: (500, {"error": "out of memory"}), "HTTP 500"),
-    "with HTTP 400": (lambda body: (400, {"error": "too long"}), "too long"),
-    "with something else than an answer": (lambda body: (200, {"hello": 1}), "no chat completion"),
-    "with an empty answer": (lambda body: (200, {"choices": [{"message": {"content": " "}}]}), "empty"),
+    "with HTTP 500": (lambda path, body: (500, {"error": "out of memory"}), "HTTP 500"),
+    "with HTTP 400": (lambda path, body: (400, {"error": "too long"}), "too long"),
+    "with something else than an answer": (lambda path, body: (200, {"hello": 1}), "no chat completion"),
+    "with an empty answer": (lambda path, body: (200, {"choices": [{"message": {"content": " "}}]}), "empty"),
     "with an answer longer than max_tokens": (
-        lambda body: (200, {"choices": [{"message": {"content": "and"}, "finish_reason": "length"}]}),
+        lambda path, body: (200, {"choices": [{"message": {"content": "and"}, "finish_reason": "length"}]}),
         "longer than max_tokens",
     ),
-    "without an answer": (lambda body: (200, b"<html>"), "no answer"),
+    "without an answer": (lambda path, body: (200, b"<html>"), "no answer"),
 }
 
 
 @pytest.mark.parametrize("words", WRONG)
 def test_a_wrong_answer_is_a_counted_skip_and_asked_again_later(
-    words: str, server: Server, questions: Path, tmp_path: Path
+    words: str, server: StandIn, questions: Path, tmp_path: Path
 ) -> None:
-    reply, _ = WRONG[words]
-    server.reply = lambda body: reply(body) if body["messages"][-1]["content"].endswith((" 2", " 5")) else good(body)
+    wrong, _ = WRONG[words]
+
+    def reply(path: str, body: Any) -> tuple[int, Any]:
+        return (wrong if body["messages"][-1]["content"].endswith((" 2", " 5")) else good)(path, body)
+
+    server.reply = reply
     out = tmp_path / "out.jsonl"
     report = answer_files([str(questions)], out, quick(server))
     assert report.written == 10 and dict(report.skipped) == {words: 2}
@@ -147,13 +111,13 @@ def test_a_wrong_answer_is_a_counted_skip_and_asked_again_later(
     assert (report.there, report.written, dict(report.skipped)) == (10, 2, {})
 
 
-def test_a_slow_teacher_is_waited_for_so_long(server: Server, questions: Path, tmp_path: Path) -> None:
+def test_a_slow_teacher_is_waited_for_so_long(server: StandIn, questions: Path, tmp_path: Path) -> None:
     ended = threading.Event()
 
-    def slow(body: dict[str, Any]) -> tuple[int, Any]:
+    def slow(path: str, body: Any) -> tuple[int, Any]:
         if body["messages"][-1]["content"].endswith(" 7"):
             ended.wait(60)
-        return good(body)
+        return good(path, body)
 
     server.reply = slow
     report = answer_files([str(questions)], tmp_path / "out.jsonl", quick(server, seconds=2.0))
@@ -161,13 +125,13 @@ def test_a_slow_teacher_is_waited_for_so_long(server: Server, questions: Path, t
     assert report.written == 11 and dict(report.skipped) == {"without an answer": 1}
 
 
-def test_a_busy_teacher_is_asked_again(server: Server, questions: Path, tmp_path: Path) -> None:
+def test_a_busy_teacher_is_asked_again(server: StandIn, questions: Path, tmp_path: Path) -> None:
     failed: set[str] = set()
 
-    def busy(body: dict[str, Any]) -> tuple[int, Any]:
+    def busy(path: str, body: Any) -> tuple[int, Any]:
         text = body["messages"][-1]["content"]
         if text in failed:
-            return good(body)
+            return good(path, body)
         failed.add(text)
         return 429, {"error": "too many requests"}
 
@@ -177,9 +141,13 @@ def test_a_busy_teacher_is_asked_again(server: Server, questions: Path, tmp_path
 
 
 def test_a_teacher_that_goes_away_ends_the_run_and_loses_nothing(
-    server: Server, questions: Path, tmp_path: Path
+    server: StandIn, questions: Path, tmp_path: Path
 ) -> None:
-    server.reply = lambda body: good(body) if body["messages"][-1]["content"].endswith((" 0", " 1")) else (503, {})
+
+    def reply(path: str, body: Any) -> tuple[int, Any]:
+        return good(path, body) if body["messages"][-1]["content"].endswith((" 0", " 1")) else (503, {})
+
+    server.reply = reply
     out = tmp_path / "out.jsonl"
     with pytest.raises(UserError, match=r"HTTP 503: .*2 answers written; 7 skipped.*the same command goes on"):
         answer_files([str(questions)], out, quick(server))
@@ -188,11 +156,11 @@ def test_a_teacher_that_goes_away_ends_the_run_and_loses_nothing(
     assert answer_files([str(questions)], out, quick(server)).written == 10
 
 
-def test_mistakes_are_one_line(server: Server, questions: Path, tmp_path: Path, capfd: Any) -> None:
+def test_mistakes_are_one_line(server: StandIn, questions: Path, tmp_path: Path, capfd: Any) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text('{"text": "mine"}\n', encoding="utf-8")
     out = ["--out", str(tmp_path / "out.jsonl")]
-    there = ["--endpoint", server.endpoint, "--model", "master"]
+    there = ["--endpoint", server.url + "/v1", "--model", "master"]
     gone = ["--endpoint", "http://127.0.0.1:9/v1", "--model", "master", "--tries", "1"]
     cases = [
         ([str(questions), *out, *gone], "no answer"),
@@ -207,7 +175,7 @@ def test_mistakes_are_one_line(server: Server, questions: Path, tmp_path: Path, 
     for arguments, says in cases:
         assert cli.main(["data", "answer", *arguments]) == 2, arguments
         assert says in capfd.readouterr().err.splitlines()[-1], arguments
-    server.reply = lambda body: (401, {"error": "no such key"})
+    server.reply = lambda path, body: (401, {"error": "no such key"})
     assert cli.main(["data", "answer", str(questions), *out, *there]) == 2
     assert "HTTP 401" in capfd.readouterr().err.splitlines()[-1]
     assert other.read_text(encoding="utf-8") == '{"text": "mine"}\n'

@@ -1,9 +1,6 @@
 """The remote engine against a loopback server that answers as vLLM or SGLang do, with the engine here behind it."""
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -12,37 +9,7 @@ from generation_helpers import tiny_model, tiny_tokenizer
 from cutaway.errors import UserError
 from cutaway.generation.engine import Completion, Engine, Request
 from cutaway.generation.remote import Dialect, RemoteEngine
-
-
-class Server(ThreadingHTTPServer):
-    """Keeps what was asked; `broken` makes it answer something else."""
-
-    daemon_threads = True
-    broken: tuple[int, bytes] | None = None
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, dict[str, Any], str | None]] = []
-        super().__init__(("127.0.0.1", 0), Handler)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.path, body, self.headers.get("Authorization")))
-        code, answer = self.server.broken or (200, json.dumps(ANSWERS[self.path](body)).encode())
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
+from http_helpers import StandIn, stand_in
 
 
 def here(prompt: list[int], length: int, seed: int, body: dict[str, Any], top: int) -> Completion:
@@ -84,18 +51,13 @@ ANSWERS = {"/v1/completions": vllm, "/generate": sglang}
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    running = Server()
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
-    thread.start()
-    yield running
-    running.shutdown()
-    running.server_close()
-    thread.join()
+def server() -> Iterator[StandIn]:
+    with stand_in(lambda path, body: (200, ANSWERS[path](body))) as one:
+        yield one
 
 
 @pytest.mark.parametrize("dialect", ["vllm", "sglang"])
-def test_it_gives_what_the_engine_behind_the_server_gives(server: Server, dialect: Dialect) -> None:
+def test_it_gives_what_the_engine_behind_the_server_gives(server: StandIn, dialect: Dialect) -> None:
     remote = RemoteEngine(server.url + "/", "tiny", tiny_tokenizer(), dialect=dialect, slots=3, api_key="k")
     local = Engine(tiny_model(), tiny_tokenizer(), slots=1)
     free = Request([5, 9, 40], 14, 3, stop_ids=())
@@ -123,11 +85,11 @@ def test_it_gives_what_the_engine_behind_the_server_gives(server: Server, dialec
             [token for token, _ in top] for top in expected.top_logprobs
         ]
     assert {piece.id: piece.ids for piece in pieces} == {number: one.ids for number, one in done.items()}
-    assert all(key == "Bearer k" for _, _, key in server.asked)
+    assert all(call.key == "Bearer k" for call in server.asked)
     remote.close()
 
 
-def test_what_goes_wrong_is_one_line(server: Server) -> None:
+def test_what_goes_wrong_is_one_line(server: StandIn) -> None:
     remote = RemoteEngine(server.url, "tiny", tiny_tokenizer())
     for broken, reason in (
         ((500, b"out of memory"), "HTTP 500: out of memory"),
@@ -138,7 +100,7 @@ def test_what_goes_wrong_is_one_line(server: Server) -> None:
             "0 tokens",
         ),
     ):
-        server.broken = broken
+        server.reply = lambda path, body, broken=broken: broken  # type: ignore[misc]
         remote.submit(Request([1]))
         with pytest.raises(UserError, match=reason):
             remote.step()
@@ -154,7 +116,7 @@ def test_what_goes_wrong_is_one_line(server: Server) -> None:
         RemoteEngine("127.0.0.1:80", "tiny", tiny_tokenizer())
 
 
-def test_a_cancelled_request_is_dropped(server: Server) -> None:
+def test_a_cancelled_request_is_dropped(server: StandIn) -> None:
     remote = RemoteEngine(server.url, "tiny", tiny_tokenizer())
     first, second = remote.submit(Request([5], 3, stop_ids=())), remote.submit(Request([6], 3, stop_ids=()))
     remote.cancel(first)

@@ -1,10 +1,6 @@
 """A reward model and a judge as rewards."""
 
-import json
 import math
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -15,6 +11,7 @@ from cutaway.errors import UserError
 from cutaway.model.reward import RewardModel
 from cutaway.rl.scorers import Judge, RewardScorer
 from cutaway.tokenization.chat import render
+from http_helpers import stand_in
 
 TOKENIZER = tiny_tokenizer()
 
@@ -37,35 +34,16 @@ def test_a_reward_model_is_read_at_the_end_of_the_turn() -> None:
     assert len(set(scores[:3])) == 3
 
 
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        said = body["messages"][-1]["content"].splitlines()[-1]
-        if said == "broken":
-            self.send_error(500)
-            return
-        answer = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: Any) -> None:
-        """Be silent."""
+def repeat(path: str, body: Any) -> tuple[int, Any]:
+    """Say the answer that should be judged."""
+    said = body["messages"][-1]["content"].splitlines()[-1]
+    return (500, {}) if said == "broken" else (200, {"choices": [{"message": {"content": said}}]})
 
 
-@pytest.fixture
-def url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_judge_and_its_failures(url: str) -> None:
-    """The stand-in repeats the answer that it should judge."""
-    found = Judge(url, "judge")([dialogue(text) for text in ("7", "Score: 10", "12", "broken", "none")])
+def test_a_judge_and_its_failures() -> None:
+    with stand_in(repeat) as server:
+        judge = Judge(server.url + "/v1", "judge")
+        found = judge([dialogue(text) for text in ("7", "Score: 10", "12", "broken", "none")])
     assert found[:2] == [0.7, 1.0]
     assert all(math.isnan(value) for value in found[2:])
     with pytest.raises(UserError, match="http"):
