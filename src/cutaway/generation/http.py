@@ -18,15 +18,16 @@ class ServerError(UserError):
 
 
 def post_json(url: str, body: dict[str, Any], *, api_key: str | None, seconds: float) -> Any:
-    """What the server answers; `seconds` is the longest wait. Raises ServerError, whose `wait_s` is the pause that the
-    server asks for (`Retry-After`)."""
+    """What the server answers, None for an empty answer; `seconds` is the longest wait. Raises ServerError, whose
+    `wait_s` is the pause that the server asks for (`Retry-After`)."""
     headers = {"Content-Type": "application/json"}
     if api_key is not None:
         headers["Authorization"] = f"Bearer {api_key}"
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=seconds) as answer:
-            return json.loads(answer.read())
+            said = answer.read()
+            return json.loads(said) if said else None
     except urllib.error.HTTPError as error:
         said = " ".join(error.read(2000).decode("utf-8", "replace").split())
         asked = error.headers.get("Retry-After") or ""
