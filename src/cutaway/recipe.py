@@ -277,15 +277,15 @@ class RLSettings(AdapterSettings, TrainSettings):
     """Longest answer, in tokens."""
     rewards: tuple[str, ...] = ("verifier",)
     """What answers earn, as NAME=WEIGHT: verifier, partial, format, length, overlong, repetition, tools, code,
-    reward_model, judge, or file.py:function."""
+    reward_model, judge, or file.py:function. An algorithm's row may add some (DAPO: overlong=1)."""
     reward_model: str = ""
     """Directory of the reward model (cutaway reward) of the reward `reward_model`."""
     judge_url: str = ""
     """Root of the OpenAI-compatible server of the reward `judge`, such as http://127.0.0.1:8000/v1."""
     judge_model: str = ""
     """Name of the judge's model on that server."""
-    overlong_buffer: int = 32
-    """Tokens before max_new_tokens over which the reward `overlong` falls to -1."""
+    overlong_buffer: int | None = None
+    """Last tokens of the longest answer, over which the reward `overlong` falls to -1; derived: a fifth of it."""
     prompt_sampling: PromptSampling | None = None
     """How prompts are drawn: uniform, uncertainty, dynamic; derived: of the algorithm."""
     resample_rounds: int = 4
@@ -312,8 +312,10 @@ class RLSettings(AdapterSettings, TrainSettings):
     mask_truncated: bool | None = None
     """Leave answers that were cut off out of training; derived: of the algorithm."""
     sampler_url: str = ""
-    """Root of an SGLang server that answers in place of the engine here, such as http://127.0.0.1:30000; it must serve
+    """Root of a server that answers in place of the engine here, such as http://127.0.0.1:30000; it must see
     OUT/served, where it finds new weights before every rollout."""
+    sampler_dialect: Literal["sglang", "vllm"] = "sglang"
+    """What that server is."""
     importance_cap: float = 0.0
     """Weigh tokens by how much likelier the trainer finds them than the sampler did, up to this; 0 does not."""
     reward_range: tuple[float, float] = (0.0, 1.0)

@@ -19,6 +19,7 @@ from cutaway.recipe import GRPOSettings, load_recipe
 from cutaway.rl.policy import ActorCritic
 from cutaway.stages import rl
 from cutaway.tokenization.tokenizer import Tokenizer
+from cutaway.training.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -143,12 +144,31 @@ def test_an_adapter_is_trained_against_the_model_below_it(init: Path, data: Path
 
 
 def test_a_rollout_far_from_its_policy_is_dropped(init: Path, data: Path, tmp_path: Path) -> None:
-    """With a tiny target every rollout gives two updates: the one that moves, and the one that shows it."""
-    settings = {"steps": 8, "minibatches": 4, "rollout_epochs": 1, "adam_lr": 1e-2}
+    """With a tiny target every rollout gives two updates: the one that moves, and the one that shows it. Where the rest
+    is dropped, a checkpoint may fall."""
+    settings = {"steps": 8, "minibatches": 4, "rollout_epochs": 1, "adam_lr": 1e-2, "keep_checkpoints": 9}
     free = trained(train("ppo", init, data, tmp_path / "free", target_kl=0.0, **settings))
     held = trained(train("ppo", init, data, tmp_path / "held", target_kl=1e-6, **settings))
     assert free[-1]["rollouts"] == 2
     assert held[-1]["rollouts"] == 4
+    assert Checkpoints(tmp_path / "free", 9).steps() == [4, 8]
+    assert Checkpoints(tmp_path / "held", 9).steps() == [2, 4, 6, 8]
+
+
+def test_dynamic_sampling_drops_what_teaches_nothing(init: Path, data: Path, tmp_path: Path) -> None:
+    """Every answer of the first draw earns the same: all trained ones are of the second."""
+    own = tmp_path / "own.py"
+    own.write_text(
+        "calls = []\n"
+        "def later(episodes):\n"
+        "    calls.append(1)\n"
+        "    return [float(len(calls) > 1 and i % 2) for i, _ in enumerate(episodes)]\n"
+    )
+    more = {"algorithm": "dapo", "mask_truncated": False, "rewards": (f"{own}:later", "overlong=0")}
+    more |= {"group_size": 4, "steps": 2}
+    row = trained(train("grpo", init, data, tmp_path / "run", **more))[0]
+    assert row["degenerate_groups"] == pytest.approx(0.5)
+    assert row.get("advantage_zero", 0.0) == 0
 
 
 def test_tokens_are_dumped_with_all_their_numbers(init: Path, data: Path, tmp_path: Path) -> None:
@@ -216,6 +236,8 @@ def test_a_function_of_ones_own_in_two_columns(init: Path, data: Path, tmp_path:
         ({"group_size": 1}, "group_size must be at least 2"),
         ({"temperature": 0.0}, "greedy answers teach nothing"),
         ({"batch_tokens": 100}, "batch_tokens means nothing"),
+        ({"rank": 2, "dropout": 0.1}, "dropout means nothing"),
+        ({"overlong_buffer": 0}, "overlong_buffer is 0"),
         ({"advantage": "gae"}, "needs the value model"),
         ({"prompt_sampling": "uncertainty"}, "needs the tracker"),
         ({"max_new_tokens": 96}, "leaves no room"),
@@ -268,3 +290,15 @@ def test_settings_of_the_recipe_reach_the_row() -> None:
     settings, row, _ = rl.resolve(GRPOSettings(**{**SMALL, "algorithm": "gspo", "clip_high": 0.1, "beta": 0.0}))
     assert (row.policy_loss, row.clip_low, row.clip_high, row.group_size) == ("gspo", 3e-4, 0.1, 8)
     assert rl.resolve(settings)[1] == row
+
+
+def test_dapo_brings_its_penalty_for_length() -> None:
+    settings, row, rules = rl.resolve(GRPOSettings(**{**SMALL, "algorithm": "dapo", "max_new_tokens": 40}))
+    assert (settings.rewards, settings.overlong_buffer) == (("verifier", "overlong=1"), 8)
+    assert {rule.name for rule in rules} >= {"rewards", "overlong_buffer"}
+    assert rl.resolve(settings) == (settings, row, [])
+    own = GRPOSettings(**{**SMALL, "algorithm": "dapo", "rewards": ("verifier", "overlong=0"), "overlong_buffer": 3})
+    settings, _, rules = rl.resolve(own)
+    assert (settings.rewards, settings.overlong_buffer) == (("verifier", "overlong=0"), 3)
+    assert not {rule.name for rule in rules} & {"rewards", "overlong_buffer"}
+    assert rl.resolve(GRPOSettings(**SMALL))[0].rewards == ("verifier",)

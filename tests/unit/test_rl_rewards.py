@@ -42,6 +42,14 @@ def test_a_weighted_sum_with_every_component_apart() -> None:
     assert (scored.unjudged, scored.raised) == (0, 0)
 
 
+def test_an_outcome_is_what_the_verifier_says_where_it_counts() -> None:
+    """Dynamic sampling must not keep a group for its lengths alone."""
+    episodes = [episode("4", ids=tuple(range(n))) for n in (6, 8)] + [episode("5")]
+    assert make("verifier=2", "overlong").score(episodes).outcomes == [2.0, 2.0, 0.0]
+    assert make("overlong").score(episodes).outcomes == [0.0, -0.5, 0.0]
+    assert make("verifier=0", "overlong").score(episodes).outcomes == [0.0, -0.5, 0.0]
+
+
 def test_components_by_hand() -> None:
     lengths = [tuple(range(n)) for n in (6, 7, 8, 10, 12)]
     overlong = make("overlong").score([episode("", ids=ids) for ids in lengths])

@@ -45,6 +45,8 @@ class Algorithm:
     dual_clip: float | None = None
     mask_truncated: bool = False
     """Answers that were cut off are not trained on."""
+    rewards: tuple[str, ...] = ()
+    """Components that are added to the rewards of a run, as NAME=WEIGHT, unless it names them itself."""
     group_size: int = 8
     """Answers to a prompt, by default."""
 
@@ -70,7 +72,14 @@ _ROWS = (
     ),
     Algorithm("grpo", "arXiv 2402.03300", kl="loss", beta=0.04, aggregation="sequence_mean"),
     Algorithm("dr_grpo", "arXiv 2503.20783", advantage="group_centred", aggregation="constant"),
-    Algorithm("dapo", "arXiv 2503.14476", prompts="dynamic", clip_high=0.28, mask_truncated=True),
+    Algorithm(
+        "dapo",
+        "arXiv 2503.14476",
+        prompts="dynamic",
+        clip_high=0.28,
+        mask_truncated=True,
+        rewards=("overlong=1",),
+    ),
     Algorithm("cispo", "arXiv 2506.13585, 2510.13786", policy_loss="cispo", clip_low=None, clip_high=4.0),
     Algorithm(
         "gspo", "arXiv 2507.18071", policy_loss="gspo", aggregation="sequence_mean", clip_low=3e-4, clip_high=4e-4
@@ -202,7 +211,7 @@ def coincidences(row: Algorithm, updates: int, group_size: int) -> list[str]:
 def _plain(row: Algorithm, updates: int) -> tuple[Any, ...]:
     """What decides the gradient: with one update per rollout every policy loss is `reinforce`, whatever its bounds."""
     distance = (row.kl, row.kl_estimator, row.beta) if row.needs_reference else ()
-    columns = (row.prompts, row.advantage, distance, row.aggregation, row.mask_truncated)
+    columns = (row.prompts, row.advantage, distance, row.aggregation, row.mask_truncated, row.rewards)
     if updates == 1 and not is_custom(row.policy_loss):
         return columns
     return (*columns, row.policy_loss, row.clip_low, row.clip_high, row.dual_clip)
@@ -210,12 +219,14 @@ def _plain(row: Algorithm, updates: int) -> tuple[Any, ...]:
 
 def table(rows: Sequence[Algorithm] = _ROWS) -> str:
     """The table as Markdown: what the documentation shows."""
-    head = ("algorithm", "prompts", "advantage", "policy loss", "KL", "aggregation", "group", "source")
+    head = ("algorithm", "prompts", "advantage", "policy loss", "KL", "aggregation", "group", "besides", "source")
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     for row in rows:
         distance = f"{row.kl_estimator} in the {row.kl}, {row.beta:g}" if row.needs_reference else "none"
-        cells = (row.name, row.prompts, row.advantage, _loss_text(row), distance, row.aggregation, str(row.group_size))
-        lines.append("| " + " | ".join((*cells, row.paper)) + " |")
+        besides = [f"reward {reward}" for reward in row.rewards]
+        besides += ["truncated answers left out"] if row.mask_truncated else []
+        columns = (row.prompts, row.advantage, _loss_text(row), distance, row.aggregation, str(row.group_size))
+        lines.append("| " + " | ".join((row.name, *columns, ", ".join(besides) or "-", row.paper)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -224,8 +235,7 @@ def _loss_text(row: Algorithm) -> str:
         return row.policy_loss
     low = "" if row.clip_low is None else f"-{row.clip_low:g}, "
     dual = "" if row.dual_clip is None else f", dual {row.dual_clip:g}"
-    truncated = ", truncated left out" if row.mask_truncated else ""
-    return f"{row.policy_loss} ({low}+{row.clip_high:g}{dual}){truncated}"
+    return f"{row.policy_loss} ({low}+{row.clip_high:g}{dual})"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ RATIO_EDGES = (0.5, 0.8, 0.95, 1.05, 1.25, 2.0)
 
 
 class Meter:
-    """Means by name. Every rank must name the same things; a mean of nothing is left out of the line."""
+    """Means by name, over what all ranks added; a mean of nothing is left out of the line."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
@@ -46,13 +46,11 @@ class Meter:
 
     def report(self) -> dict[str, float]:
         """All means over all ranks since the last report, which begins anew."""
-        names = sorted(self._sums)
-        flat = [float(value) for name in names for value in self._sums[name].tolist()]
-        pairs = self.ranks.sum_all(flat)
+        parts = self.ranks.gather({name: pair.tolist() for name, pair in self._sums.items()})
         self._sums = {}
         means = {}
-        for number, name in enumerate(names):
-            total, count = pairs[2 * number], pairs[2 * number + 1]
+        for name in sorted({name for part in parts for name in part}):
+            total, count = (sum(column) for column in zip(*(part[name] for part in parts if name in part), strict=True))
             if count:
                 means[name] = total / count
         return means

@@ -44,6 +44,8 @@ class Scored:
 
     totals: list[float]
     """The weighted sums; NaN where any component could not judge."""
+    outcomes: list[float]
+    """What the verifier's part of them is, where it counts, else the sums: what dynamic sampling compares."""
     parts: dict[str, list[float]]
     """Each component before its weight."""
     solved: list[bool]
@@ -159,14 +161,19 @@ class Rewards:
         weights = dict(self.judges)
         for reward in self.rewards:
             parts[reward.name], weights[reward.name] = _guarded(reward, episodes), reward.weight
-        totals = [sum(weights[name] * values[i] for name, values in parts.items()) for i in range(len(episodes))]
-        totals = [value if math.isfinite(value) else math.nan for value in totals]
+
+        def weighed(names: Sequence[str]) -> list[float]:
+            sums = [sum(weights[name] * parts[name][i] for name in names) for i in range(len(episodes))]
+            return [value if math.isfinite(value) else math.nan for value in sums]
+
+        totals = weighed([*parts])
+        outcomes = weighed(counted) if (counted := [name for name in self.judges if weights[name]]) else totals
         unjudged = [i for i, value in enumerate(totals) if math.isnan(value)]
         for i in unjudged[:NAMED_IN_LOG]:
             bad = ", ".join(name for name, values in parts.items() if not math.isfinite(values[i]))
             log.warning("%s: no reward (%s: %s)", episodes[i].prompt.id, bad, verdicts[i].reason)
         raised = sum(verdict.raised for verdict in verdicts)
-        return Scored(totals, parts, [verdict.ok for verdict in verdicts], len(unjudged), raised)
+        return Scored(totals, outcomes, parts, [verdict.ok for verdict in verdicts], len(unjudged), raised)
 
     def _verdict(self, episode: Episode) -> Verdict:
         if not episode.record.get("verifier") and not episode.record.get("gt"):

@@ -11,7 +11,7 @@ from cutaway.model.reward import load_reward_model
 from cutaway.recipe import AgentSettings, PPOSettings, RLSettings, RunSettings
 from cutaway.rl.algorithms import ALGORITHMS, Algorithm, check_algorithm
 from cutaway.rl.prompts import Prompt, read_prompts
-from cutaway.rl.rewards import Rewards, ScoreDialogues
+from cutaway.rl.rewards import Rewards, ScoreDialogues, split_weight
 from cutaway.rl.scorers import Judge, RewardScorer
 from cutaway.rl.value_tracker import GlobalTracker, Tracker, ValueTracker
 from cutaway.tokenization.tokenizer import Tokenizer
@@ -26,8 +26,12 @@ COLUMNS = {
     **{name: name for name in ("clip_low", "clip_high", "dual_clip", "mask_truncated", "group_size")},
 }
 """Settings that change a column of the algorithm's row."""
-UNUSED = ("batch_tokens", "z_loss", "tokens", "overfit_one_batch")
-"""Settings of other stages that mean nothing here."""
+UNUSED = ("batch_tokens", "z_loss", "tokens", "overfit_one_batch", "dropout")
+"""Settings of other stages that mean nothing here: with dropout, what is trained would not be what answered."""
+AT_LEAST_ONE = (
+    *("prompts_per_rollout", "minibatches", "rollout_epochs", "max_new_tokens", "resample_rounds", "slots"),
+    "overlong_buffer",
+)
 
 
 def resolve(settings: RLSettings) -> tuple[Any, Algorithm, list[Rule]]:
@@ -37,9 +41,10 @@ def resolve(settings: RLSettings) -> tuple[Any, Algorithm, list[Rule]]:
     for name in UNUSED:
         if getattr(settings, name):
             raise UserError(f"{name} means nothing to an RL stage: leave it away")
-    for name, least in (("prompts_per_rollout", 1), ("minibatches", 1), ("rollout_epochs", 1), ("max_new_tokens", 1)):
-        if getattr(settings, name) < least:
-            raise UserError(f"{name} is {getattr(settings, name)}, must be at least {least}")
+    for name in AT_LEAST_ONE:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}, must be at least 1")
     if not settings.temperature > 0:
         raise UserError(f"temperature is {settings.temperature}, must be above 0: greedy answers teach nothing")
     if settings.row_length <= settings.max_new_tokens:
@@ -60,7 +65,23 @@ def resolve(settings: RLSettings) -> tuple[Any, Algorithm, list[Rule]]:
         raise UserError("cutaway ppo has a value model, and so the advantage gae; cutaway grpo has the others")
     check_algorithm(row, row.group_size)
     changes = {name: getattr(row, column) for name, column in COLUMNS.items()}
-    return dataclasses.replace(settings, **changes), row, rules
+    settings, more = _with_rewards(dataclasses.replace(settings, **changes), row)
+    return settings, row, rules + more
+
+
+def _with_rewards(settings: RLSettings, row: Algorithm) -> tuple[RLSettings, list[Rule]]:
+    """The settings with the rewards that the row adds, and the buffer of the reward `overlong`."""
+    named = {split_weight(entry)[0] for entry in settings.rewards}
+    added = tuple(entry for entry in row.rewards if split_weight(entry)[0] not in named)
+    rules = [Rule("rewards", entry, f"row {row.name}", row.paper) for entry in added]
+    settings = dataclasses.replace(settings, rewards=(*settings.rewards, *added))
+    if settings.overlong_buffer is None:
+        buffer = max(1, round(settings.max_new_tokens * turns_of(settings) / 5))
+        settings = dataclasses.replace(settings, overlong_buffer=buffer)
+        if "overlong" in {split_weight(entry)[0] for entry in settings.rewards}:
+            source = "arXiv 2503.14476, section 3.4: 4096 of 20480"
+            rules.append(Rule("overlong_buffer", buffer, "a fifth of the longest answer", source))
+    return settings, rules
 
 
 def turns_of(settings: RLSettings) -> int:
@@ -79,7 +100,7 @@ def accumulation_of(settings: RLSettings, ranks: Ranks) -> int:
 def read_both(settings: RLSettings, run: RunSettings, tokenizer: Tokenizer) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts to train on, and held out: those of --eval-data, or some of the training files, by the seed."""
     longest = settings.row_length - settings.max_new_tokens
-    judged = any(entry.split("=")[0] in ("verifier", "partial") for entry in settings.rewards)
+    judged = any(split_weight(entry)[0] in ("verifier", "partial") for entry in settings.rewards)
     found = read_prompts(run.data, tokenizer, longest, settings.skip_bad, judged=judged)
     log.info("prompts: %d, %d left out since they are over %d tokens", len(found.usable), found.too_long, longest)
     if run.eval_data:
@@ -92,6 +113,7 @@ def read_both(settings: RLSettings, run: RunSettings, tokenizer: Tokenizer) -> t
 
 def make_rewards(settings: RLSettings, tokenizer: Tokenizer, ranks: Ranks) -> Rewards:
     """The components that the settings name."""
+    assert settings.overlong_buffer is not None
     scorers: dict[str, ScoreDialogues] = {}
     if settings.reward_model:
         scorers["reward_model"] = RewardScorer(load_reward_model(settings.reward_model, ranks.device), tokenizer)

@@ -28,12 +28,13 @@ from cutaway.rl.dump import token_rows, write_dump
 from cutaway.rl.environment import Episode, Limits, PolicySampler, ToolboxOf, play
 from cutaway.rl.horizon import fix_steps
 from cutaway.rl.meter import Meter
+from cutaway.rl.playing import Players
 from cutaway.rl.policy import ActorCritic, Reference, value_model
 from cutaway.rl.prompts import Prompt
 from cutaway.rl.rollout import Minibatch
 from cutaway.rl.served import ServedPolicy
 from cutaway.rl.setup import accumulation_of, make_rewards, make_tracker, read_both, resolve, turns_of
-from cutaway.rl.source import Players, RolloutSource
+from cutaway.rl.source import RolloutSource
 from cutaway.rl.troubles import Troubles
 from cutaway.stages import shared
 from cutaway.tokenization.tokenizer import Tokenizer
@@ -117,7 +118,7 @@ def train(stage: str, recipe: Recipe, run: RunSettings, toolbox_of: ToolboxOf = 
             begin=lambda: shared.write_description(out, stage, model, tokenizer, recipe, run),
             companions={} if critic is None else {"critic": critic},
             report=lambda: finished(meter.report(), source, troubles),
-            at_boundary=lambda: source.at_boundary,
+            at_boundary=source.used_up,
         )
         torch.manual_seed(settings.seed)
         fit(job, run.resume)
@@ -193,9 +194,8 @@ def _clipped(row: Algorithm, tokens: Tokens) -> Tensor:
 def make_sampler(network: Network, tokenizer: Tokenizer, settings: RLSettings, out: Path) -> PolicySampler:
     """The engine here, on a copy of the weights, or a server that is handed them."""
     if settings.sampler_url:
-        return ServedPolicy(
-            network.model, tokenizer, out / "served", settings.sampler_url, network.ranks, settings.slots
-        )
+        at, dialect = settings.sampler_url, settings.sampler_dialect
+        return ServedPolicy(network.model, tokenizer, out / "served", at, network.ranks, settings.slots, dialect)
     return Engine(network.model, tokenizer, settings.slots, settings.row_length, network.dtype, frozen=True)
 
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import datetime
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,19 +38,18 @@ class Ranks:
         dist.all_reduce(total)
         return [float(value) for value in total]
 
-    def gather(self, values: list[float]) -> list[list[float]]:
-        """Every rank's numbers, on every rank; ranks may have different numbers of them."""
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank: anything that JSON holds, floating-point numbers to the bit."""
         if self.world == 1:
-            return [values]
+            return [value]
         device = self.device if self.device.type == "cuda" else torch.device("cpu")
-        counts = [
-            int(count) for count in self.sum_all([float(len(values) * (r == self.rank)) for r in range(self.world)])
-        ]
-        own = torch.zeros(max(1, *counts), dtype=torch.float64, device=device)
-        own[: len(values)] = torch.tensor(values, dtype=torch.float64)
-        found = [torch.empty_like(own) for _ in counts]
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = [int(size) for size in self.sum_all([float(len(text) * (r == self.rank)) for r in range(self.world)])]
+        own = torch.zeros(max(sizes), dtype=torch.uint8, device=device)
+        own[: len(text)] = text
+        found = [torch.empty_like(own) for _ in sizes]
         dist.all_gather(found, own)
-        return [row[:count].tolist() for row, count in zip(found, counts, strict=True)]
+        return [json.loads(row[:size].cpu().numpy().tobytes()) for row, size in zip(found, sizes, strict=True)]
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says yes, so that all act alike."""

@@ -81,7 +81,8 @@ class Job:
     report: Callable[[], dict[str, float]] | None = None
     """Further values for a log line, means over all ranks already; called on every rank."""
     at_boundary: Callable[[], bool] = lambda: True
-    """Whether a checkpoint may be written after this step; RL's fall between rollouts. A stop waits for it."""
+    """Whether a checkpoint may be written after this step, asked once after each; RL's fall between rollouts. A stop
+    waits for it."""
 
 
 def fit(job: Job, resume: bool) -> dict[str, Any]:

@@ -1,0 +1,56 @@
+"""What the policy that wrote the answers, the reference and the value model say of a rollout's tokens.
+
+Passes without a gradient, before the first update. They go past the wrapper of the ranks, since ranks have different
+numbers of answers to go through.
+"""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.rl.algorithms import Algorithm
+from cutaway.rl.playing import Players
+from cutaway.rl.policy import ActorCritic, Outputs
+from cutaway.rl.rollout import Minibatch, Sample, measure
+from cutaway.training.precision import autocast
+
+
+def measure_rollout(players: Players, samples: Sequence[Sample], row: Algorithm, updates: int) -> list[str]:
+    """Fill the fields of this rank's samples that the row needs; gives back their names, the same on every rank.
+
+    Log-probabilities of the policy that answered are the trainer's, not the sampler's, so that the first ratio is 1.
+    With one update a rollout they need not be known before it: the present ones are the old ones.
+    """
+    device, gae = players.network.ranks.device, row.advantage == "gae"
+    names: list[str] = []
+
+    def present(batch: Minibatch) -> Sequence[Tensor]:
+        logprobs, _, values = outputs(players, players.actor, batch, values=gae)
+        return (logprobs, values) if gae else (logprobs,)
+
+    if updates > 1 or gae or players.tracker is not None or row.kl == "reward":
+        names += ["old_logprobs", "values"] if gae else ["old_logprobs"]
+        measure(samples, present, names, device)
+    if players.reference is not None:
+        with players.reference.active() as model:
+            frozen = ActorCritic(model, players.actor.temperature)
+            measure(samples, lambda batch: outputs(players, frozen, batch)[:1], ["ref_logprobs"], device)
+        names.append("ref_logprobs")
+    return names
+
+
+def measure_again(players: Players, samples: Sequence[Sample]) -> None:
+    """The present policy's log-probabilities of earlier answers, as `old_logprobs`."""
+
+    def logprobs(batch: Minibatch) -> Sequence[Float[Tensor, "batch seq"]]:
+        return outputs(players, players.actor, batch)[:1]
+
+    measure(samples, logprobs, ["old_logprobs"], players.network.ranks.device)
+
+
+def outputs(players: Players, actor: ActorCritic, batch: Minibatch, values: bool = False) -> Outputs:
+    """Of a policy, in the arithmetic of the run."""
+    with autocast(players.network.ranks.device, players.network.dtype):
+        found: Outputs = actor(batch.input_ids, batch.targets, batch.own, values)
+    return found
