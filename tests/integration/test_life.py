@@ -27,7 +27,7 @@ from cutaway.life.report import fall_table, purpose_table
 from cutaway.life.stage import Life, recipe_of, train
 from cutaway.life.steps import PLAYGROUND, Step
 from cutaway.recipe import Recipe, RunSettings, load_recipe, save_recipe
-from cutaway.training.progress import WHOLE, TrainingProgress
+from cutaway.training.progress import WHOLE, Place, TrainingProgress
 
 DEFAULTS = {"seed": 0, "budget_minutes": 20.0}
 
@@ -66,7 +66,7 @@ def test_parts_are_done_once_and_say_where_they_are(tmp_path: Path, caplog: pyte
 
     def work() -> None:
         place = WHOLE.get()
-        assert place is not None and place.label == "1/2" and place.seconds_after == 180
+        assert place == Place("1/2", 0.0, 180.0)
         line = TrainingProgress("sft", 4, 0, 0.0, quiet=True)._line(
             2, {"loss": 1.0, "tokens_per_second": 1.0, "mfu": 0.5, "tokens": 1, "elapsed_s": 1.0}
         )

@@ -14,7 +14,8 @@ from cutaway import __version__
 from cutaway.errors import Stopped, UserError
 
 COMMANDS = {
-    "quickstart": ("cutaway.cli.quickstart", "train a small model from nothing on this machine and talk to it"),
+    "quickstart": ("cutaway.cli.quickstart", "the whole life of a small model on this machine, then talk to it"),
+    "build": ("cutaway.cli.build", "the same on real text: fetch, train every stage, report, export"),
     "playground": ("cutaway.cli.playground", "write the built-in data sets of a made-up town"),
     "tokenizer": ("cutaway.cli.tokenizer", "train a byte-level BPE vocabulary on your text"),
     "pretrain": ("cutaway.cli.pretrain", "next-token training on plain text"),

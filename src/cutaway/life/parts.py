@@ -40,7 +40,8 @@ def go(parts: Sequence[Part], journal: Journal) -> None:
         if part.command:
             log.info("  by hand: %s", part.command)
         began = time.monotonic()
-        here = WHOLE.set(Place(label, sum(seconds[1:])))
+        before = sum(journal.seconds.get(one.name, 0.0) for one in parts[: number - 1])
+        here = WHOLE.set(Place(label, before, sum(seconds[1:])))
         try:
             part.work()
         finally:

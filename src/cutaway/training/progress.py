@@ -20,6 +20,8 @@ class Place:
 
     label: str
     """Such as 3/9."""
+    seconds_before: float
+    """What came before it took: the cost begins with it."""
     seconds_after: float
     """About what comes after it takes; 0 where nobody knows."""
 
@@ -74,7 +76,8 @@ class TrainingProgress:
         if self.place is not None and self.place.seconds_after:
             parts[-1] += f", {clock(left + self.place.seconds_after)} in all"
         if self.price:
-            parts.append(f"cost {cost(metrics['elapsed_s'], self.price):.2f}")
+            before = self.place.seconds_before if self.place is not None else 0.0
+            parts.append(f"cost {cost(before + metrics['elapsed_s'], self.price):.2f}")
         return " · ".join(parts)
 
     def _recorded(self, key: str, metrics: dict[str, Any]) -> str:

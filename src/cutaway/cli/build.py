@@ -1,0 +1,131 @@
+"""`cutaway build`: the whole life of a model on real text. Flags to settings; the work is in `life/build.py`."""
+
+import importlib.util
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cutaway.cli.common import parse
+from cutaway.errors import UserError
+from cutaway.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from cutaway.life.build import Sources
+    from cutaway.life.stage import Life
+
+log = logging.getLogger("cutaway")
+
+
+@dataclass(frozen=True)
+class BuildFlags:
+    """The whole life of a model on real text: fetch, vocabulary, pretraining, fine-tuning, an adapter that knows who it
+    is, preference, reinforcement learning, evaluation, report, export. Its plan is shown and asked about first.
+
+    Each set is a name of `cutaway data get`, owner/name:file, or a file; a stage whose set is given as nothing
+    (`--dpo` alone) is left out."""
+
+    recipe: str = "mini"
+    """A built-in recipe or the path of a recipe file: shape, horizons and all other settings."""
+    out: str = "runs/build"
+    """Directory for data, tokenizer, runs and report; a second call goes on where the first one stopped."""
+    pretrain: tuple[str, ...] = ("pretrain_t2t_mini",)
+    """Plain text."""
+    sft: tuple[str, ...] = ("sft_t2t_mini",)
+    """Conversations."""
+    lora: tuple[str, ...] = ("lora_identity",)
+    """Who the model is; {{name}} and {{author}} in it are filled in."""
+    dpo: tuple[str, ...] = ("dpo",)
+    """Preference pairs."""
+    grpo: tuple[str, ...] = ("agent_rl_math",)
+    """Prompts with answers to check."""
+    source: Literal["hf", "modelscope"] = "hf"
+    """Hub of the published sets; HF_ENDPOINT names a mirror of the first."""
+    name: str = "Cutaway"
+    """What the model calls itself."""
+    author: str = "you"
+    """Who made it."""
+    tasks: tuple[str, ...] = ("identity", "refusal", "format")
+    """What every model is scored on: tasks of `cutaway eval`, named sets such as ceval and files too."""
+    limit: int | None = None
+    """Only so many items of each task."""
+    seed: int | None = None
+    """Seed of the weights and of the order of the data; default 0."""
+    price_per_hour: float = 0.0
+    """Price of this machine per hour, for the running cost."""
+    gpu: str | None = None
+    """Compute the plan for a card of `cutaway plan --gpu list`; default: measure this machine, which takes a minute."""
+    yes: bool = False
+    """Begin without asking."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Plan, ask, go through the life."""
+    flags = parse(BuildFlags, argv, prog="cutaway build")
+    recipe = load_recipe(flags.recipe)
+    _check(flags)
+    from cutaway.evals.evaluate import EvalSettings
+    from cutaway.life.build import build_life, build_parts, check_tasks, export_part, report_part
+    from cutaway.life.journal import NAME, open_journal
+    from cutaway.life.parts import go
+
+    out, sources = Path(flags.out), _sources(flags)
+    check_tasks(flags.tasks)
+    life = build_life(out, recipe, flags.seed or 0, flags.price_per_hour, sources)
+    if not (out / NAME).is_file() and not _agreed(life, flags, sources):
+        log.info("nothing was done")
+        return 0
+    sets: dict[str, Any] = {stage: " ".join(entries) for stage, entries in sources.names.items()}
+    journal = open_journal(out, {"recipe": flags.recipe, "seed": flags.seed, **sets}, {"seed": 0})
+    life = build_life(out, recipe, int(journal.settings["seed"]), flags.price_per_hour, sources)
+    asked = EvalSettings(limit=flags.limit, names=dict(sources.called))
+    parts = [*build_parts(life, sources, flags.tasks, asked), report_part(life, journal)]
+    if importlib.util.find_spec("gguf") is not None:
+        parts.append(export_part(life))
+    go(parts, journal)
+    log.info("chat: cutaway chat %s", life.model_of(life.steps[-1]))
+    return 0
+
+
+def _check(flags: BuildFlags) -> None:
+    if not flags.pretrain or not flags.sft:
+        raise UserError("cutaway build: --pretrain and --sft need at least one set each")
+    if flags.seed is not None and flags.seed < 0:
+        raise UserError(f"cutaway build: --seed is {flags.seed}, must be 0 or more")
+    if not flags.price_per_hour >= 0:
+        raise UserError(f"cutaway build: --price-per-hour is {flags.price_per_hour}, must be 0 or more")
+    if flags.limit is not None and flags.limit < 1:
+        raise UserError(f"cutaway build: --limit is {flags.limit}, must be 1 or more")
+
+
+def _sources(flags: BuildFlags) -> "Sources":
+    from cutaway.life.build import PUBLISHED, Sources
+
+    names = {stage: tuple(getattr(flags, stage)) for stage in PUBLISHED}
+    return Sources(names, flags.source, {"name": flags.name, "author": flags.author})
+
+
+def _agreed(life: "Life", flags: BuildFlags, sources: "Sources") -> bool:
+    """Show what the stages will take, as far as `cutaway plan` counts them, and ask."""
+    from cutaway.cli.plan import BYTES_A_TOKEN, STAGES, PlanFlags, describe, estimate
+    from cutaway.life.build import size_of
+    from cutaway.life.stage import recipe_of
+
+    for step in life.steps:
+        stage = next((one for one in STAGES if one == step.stage), None)
+        if stage is None:
+            log.info("%s, %s: not counted by the plan", flags.recipe, step.stage)
+            continue
+        size = size_of(sources, step.stage)
+        tokens = None if size is None else max(1, round(size / BYTES_A_TOKEN))
+        log.info(
+            "%s",
+            describe(estimate(recipe_of(life, step), stage, PlanFlags(flags.recipe, flags.gpu, data_tokens=tokens))),
+        )
+    if flags.yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UserError("cutaway build: say --yes to begin, or call it from a terminal, where it asks")
+    return input("begin? [y/N] ").strip().lower() in ("y", "yes")
