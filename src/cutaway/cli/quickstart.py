@@ -61,21 +61,21 @@ def live(flags: QuickstartFlags) -> Path:
 
 
 def gpu_costs(recipe: str) -> "Table":
-    """What a recipe takes on published text, on cards of `cutaway plan`'s table."""
+    """What pretraining and fine-tuning by a recipe take on published text, on cards of `cutaway plan`'s table."""
     from cutaway.cli.plan import STAGES, PlanFlags, estimate
     from cutaway.evals.tables import Table
     from cutaway.training.plan import clock, cost
 
     rows = []
     for card in CARDS:
-        plans = [estimate(load_recipe(recipe), stage, PlanFlags(recipe, card)) for stage in STAGES]
+        plans = [estimate(load_recipe(recipe), stage, PlanFlags(recipe, card)) for stage in STAGES[:2]]
         seconds = sum(plan.seconds for plan in plans)
         money = cost(seconds, plans[0].price_per_hour)
         rows.append([plans[0].where, *(clock(plan.seconds) for plan in plans), clock(seconds), f"{money:.2f} USD"])
     sizes = "; ".join(f"{plan.stage}: {plan.data}" for plan in plans)
     note = f"{sizes}. {plans[0].notes[0]}. Computed by `cutaway plan`, not measured."
     title = f"What {recipe} ({plans[0].parameters / 1e6:.0f}M parameters) would take on published text"
-    return Table(title, ["card", *STAGES, "together", "rent"], rows, note)
+    return Table(title, ["card", *STAGES[:2], "together", "rent"], rows, note)
 
 
 def talk(model: Path) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cutaway.errors import Stopped
 from cutaway.life.journal import Journal
 from cutaway.training.plan import clock
 from cutaway.training.progress import WHOLE, Place
@@ -44,6 +45,8 @@ def go(parts: Sequence[Part], journal: Journal) -> None:
         here = WHOLE.set(Place(label, before, sum(seconds[1:])))
         try:
             part.work()
+        except Stopped as stop:
+            raise Stopped(str(stop).replace("go on with --resume", "the same command goes on"), stop.code) from None
         finally:
             WHOLE.reset(here)
         journal.note(part.name, time.monotonic() - began)

@@ -15,7 +15,7 @@ LIFE_MINUTES = 20.0
 DATA_MINUTES, TOKENIZER_MINUTES, SCORE_MINUTES, REPORT_MINUTES = 0.3, 0.2, 0.5, 0.5
 """Writing the data, training the vocabulary, scoring the model of one stage, and the report at the end."""
 MEGABYTES = 24.0
-"""Pretraining text and conversations: about two passes' worth of what two processor cores read in the minutes below."""
+"""Pretraining text and conversations: over twice what two processor cores read in the minutes below."""
 VOCAB_SIZE = 2000
 REPLAY = 1.0
 """Records of fine-tuning that the adapter sees beside each of its own, so that it forgets nothing."""
