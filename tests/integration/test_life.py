@@ -204,6 +204,8 @@ def test_the_report_of_a_life_is_complete(whole: Path) -> None:
     assert "Time on this machine" in page and "class=tokens" in page
     rows = [line for line in text.splitlines() if line.startswith("| tool_practice ")]
     assert rows and rows[0].count("%") >= 5  # every model but the one that has only read text
+    rows = [line for line in text.splitlines() if line.startswith("| fact ")]
+    assert rows[0].count("%") == 6
     seconds = json.loads((whole / "life.json").read_text())["seconds"]
     assert list(seconds) == ["data", "tokenizer", "pretrain", "sft", "lora", "dpo", "grpo", "agent", "report"]
 

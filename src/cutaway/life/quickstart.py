@@ -57,7 +57,7 @@ def playground_parts(life: Life, items: int = ITEMS) -> list[Part]:
         ),
     ]
     for step in life.steps:
-        minutes = life.minutes_of(step) + (SCORE_MINUTES if step.stage != "pretrain" else 0.0)
+        minutes = life.minutes_of(step) + (SCORE_MINUTES if step.stage != "pretrain" else 0.1)
         work = functools.partial(train_and_score, life, step, exam)
         parts.append(Part(step.stage, minutes, step.says, work, by_hand(life, step)))
     return parts
@@ -70,13 +70,11 @@ def _write_data(life: Life, size_mb: float) -> None:
 
 
 def train_and_score(life: Life, step: Step, exam: Callable[[], Exam]) -> None:
-    """A stage, and what the model can do after it; a model that has only read text cannot answer yet."""
-    run = train(life, step)
-    if step.stage == "pretrain":
-        return
-    before = life.steps[life.steps.index(step) - 1]
-    earlier = score(life.run_of(before), exam()) if before.stage != "pretrain" else None
-    log.info("  scores: %s", said(score(run, exam()), step.raises, earlier))
+    """A stage, and what the model can do after it."""
+    run, place = train(life, step), life.steps.index(step)
+    before = life.steps[place - 1] if place else None
+    earlier = score(life.run_of(before), exam(), before.stage != "pretrain") if before is not None else None
+    log.info("  scores: %s", said(score(run, exam(), step.stage != "pretrain"), step.raises, earlier))
 
 
 def report_part(life: Life, journal: Journal, own: Callable[[], Sequence[Table]] = tuple) -> Part:

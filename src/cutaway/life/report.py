@@ -48,7 +48,10 @@ def purpose_table(steps: Sequence[Step], runs: Sequence[Run]) -> Table | None:
     if not rows:
         return None
     headers = ["stage", "is there for", "items", "before", "after", "better", "worse", "win rate", "p"]
-    note = "Win rate: answers against those of the model that the stage began with, ties as halves. p: McNemar, exact."
+    note = (
+        "Win rate: answers against those of the model that the stage began with, ties as halves. p: McNemar, exact. A "
+        "model that has only read text was asked in a dialogue such as it has read."
+    )
     return Table("What each stage was there for", headers, rows, note)
 
 

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.evals.results import FOLDER, Result, load_results, save_result
-from cutaway.evals.verified import answer_records, result_of
+from cutaway.evals.verified import Answered, answer_records, judge_record, result_of
 from cutaway.generation.engine import Engine
+from cutaway.generation.generate import document_prompt, generate
+from cutaway.generation.sampling import Sampling
 from cutaway.model.weights import load_model
+from cutaway.playground.language import make_language
 from cutaway.rl.environment import ToolboxOf
+from cutaway.tokenization.messages import Message
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.precision import pick_device
 
@@ -25,10 +29,12 @@ SKILLS = (
 FORMS = {"identity": "new", "practice": "practice", "tool_practice": "practice"}
 """Forms of question that are scored: those that fine-tuning trains, with items that it does not; of `identity` those
 that are never trained, of the last two those that only reinforcement learning asks."""
+DIALOGUE = ("fact", "arithmetic", "comparison", "two_hop", "counting", "sorting", "refusal")
+"""Skills of which the pretraining text has dialogues with one line an answer."""
 ITEMS = 200
 """Of each skill."""
 WORTH_SAYING = 0.03
-SLOTS, LONGEST = 64, 1024
+SLOTS, LONGEST, LINE_TOKENS = 64, 1024, 64
 
 
 @dataclass(frozen=True)
@@ -49,23 +55,40 @@ def read_exam(data: Path, world: ToolboxOf, items: int = ITEMS) -> Exam:
     return Exam(found, world)
 
 
-def score(run: Path, exam: Exam) -> dict[str, Result]:
-    """The results of a run, answered now where they are not all there."""
-    names = set(exam.records)
+def score(run: Path, exam: Exam, chat: bool = True) -> dict[str, Result]:
+    """The results of a run, answered now where they are not all there. A model that has only read text (`chat=False`)
+    is asked what stands in its text as a dialogue too (`DIALOGUE`)."""
+    names = set(exam.records) & (set(exam.records) if chat else set(DIALOGUE))
     if names <= {path.stem for path in (run / FOLDER).glob("*.json")}:
         return {name: result for name, result in load_results(run).items() if name in names}
     model, tokenizer = load_model(run, pick_device()).eval(), Tokenizer.load(run)
     engine = Engine(
         model, tokenizer, slots=SLOTS, max_length=min(LONGEST, model.config.max_position_embeddings), frozen=True
     )
-    skills = [skill for skill, records in exam.records.items() for _ in records]
-    answered = answer_records(engine, [record for records in exam.records.values() for record in records], exam.world)
+    asked = {skill: records for skill, records in exam.records.items() if skill in names}
+    skills = [skill for skill, records in asked.items() for _ in records]
+    every = [record for records in asked.values() for record in records]
+    answered = answer_records(engine, every, exam.world) if chat else go_on_with(engine, every)
     found = {}
-    for skill in exam.records:
+    for skill in asked:
         own = [one for one, of in zip(answered, skills, strict=True) if of == skill]
         found[skill] = result_of(skill, own)
         save_result(found[skill], run)
     return found
+
+
+def go_on_with(engine: Engine, records: Sequence[Mapping[str, Any]]) -> list[Answered]:
+    """What a model writes after a question that one of the town's people asks another, up to the end of the line."""
+    prompts = []
+    for record in records:
+        language = make_language(record["language"])
+        first, second = language.words["person"][:2]
+        colon, question = language.pick(":", "："), record["conversations"][-1]["content"]
+        text = f"{first}{colon}{language.pick(' ', '')}{question}\n{second}{colon}"
+        prompts.append(document_prompt(text, engine.tokenizer))
+    done = generate(engine, prompts, sampling=Sampling(temperature=0.0), max_new_tokens=LINE_TOKENS, stop=("\n",))
+    turns: list[list[Message]] = [[{"role": "assistant", "content": one.text.strip()}] for one in done]
+    return [judge_record(record, said) for record, said in zip(records, turns, strict=True)]
 
 
 def said(results: Mapping[str, Result], raises: Sequence[str], before: Mapping[str, Result] | None = None) -> str:
