@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def hub(town: Town, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fa
         monkeypatch.setenv("HF_ENDPOINT", running.url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(hub_module, "WAITS_S", (0.0, 0.0, 0.0))
+        monkeypatch.setattr("huggingface_hub.file_download.time", types.SimpleNamespace(sleep=lambda seconds: None))
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
         yield running
 
