@@ -5,6 +5,7 @@ rl_ddp_worker.py INIT DATA OUT CASE...
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from rl_helpers import train
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cutaway.generation.conversation import answer_message
+from cutaway.rl import environment
 from cutaway.stages import rl
+from cutaway.tokenization.messages import Message
+from cutaway.tokenization.tokenizer import Tokenizer
+from cutaway.tools.standard import standard_toolbox
+from cutaway.tools.toolbox import Toolbox
 from cutaway.training import distributed
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -22,8 +29,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rloo": ("grpo", {"algorithm": "rloo", "group_size": 4}),
     "spo": ("spo", {}),
     "ppo": ("ppo", {"target_kl": 1e-4}),
-    "agent": ("agent", {"group_size": 4, "row_length": 120, "turns": 2}),
+    "agent": ("agent", {"group_size": 4, "row_length": 180, "turns": 3, "environment": f"{__file__}:tools"}),
 }
+
+
+def tools(record: Mapping[str, Any]) -> Toolbox:
+    """The environment of the case `agent`."""
+    return standard_toolbox()
+
+
+def calling(ids: Sequence[int], tokenizer: Tokenizer, thinking: bool | None = None) -> Message:
+    """A random model writes no calls: two of three answers count as one, and the tool says how long they were."""
+    call = {"name": "calculator", "arguments": {"expression": f"{len(ids)}+0"}}
+    return answer_message(ids, tokenizer, thinking) | ({"tool_calls": [call]} if sum(ids) % 3 else {})
 
 
 def main(init: str, data: str, out: str, names: list[str]) -> None:
@@ -48,6 +66,7 @@ def main(init: str, data: str, out: str, names: list[str]) -> None:
             return optimizers
 
         rl.make_optimizers = recording
+        environment.answer_message = calling if stage == "agent" else answer_message
         folder = Path(out) / name
         train(stage, Path(init), Path(data), folder, **settings)
         if os.environ.get("RANK", "0") == "0":

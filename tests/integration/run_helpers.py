@@ -3,12 +3,19 @@
 import json
 import multiprocessing
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from cutaway.model.weights import read_safetensors
+from cutaway.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = ("--hidden-size", "32", "--num-hidden-layers", "2", "--num-attention-heads", "2", "--num-key-value-heads", "1")
@@ -67,7 +74,12 @@ SMALL_RUN: dict[str, Any] = {
 }
 """Settings of a short run in the test's own process."""
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["cutaway.stages.sft", "cutaway.cli.sft", "torch.utils.tensorboard", "run_helpers"])
+_CONTEXT.set_forkserver_preload(
+    [
+        *("cutaway.stages.sft", "cutaway.cli.sft", "cutaway.stages.spo", "cutaway.cli.spo"),
+        *("torch.utils.tensorboard", "run_helpers"),
+    ]
+)
 
 
 def start(arguments: list[str], log: Path) -> BaseProcess:
@@ -144,3 +156,52 @@ def same_end(one: Path, other: Path, steps: int) -> None:
         first, second = (load_file(run / "state" / f"step-{steps:08d}" / file) for run in (one, other))
         assert first.keys() == second.keys()
         assert all(first[name].equal(second[name]) for name in first), file
+
+
+def kill_and_resume(first: list[str], run: Path, whole: Path, kills: int, save_every: int, seed: int) -> list[int]:
+    """Kill the run of the command `first` that many times at random moments, and let it finish; gives back the steps of
+    the checkpoints it went on from. It may lose the steps since the last one, and so at most `save_every`."""
+    draw, step_s, steps = random.Random(seed), seconds_a_step(whole), last_step(whole)
+    log, resumed_from = run.with_suffix(".log"), list[int]()
+    for left in range(kills, 0, -1):
+        saved = Checkpoints(run, 1).steps()[-1:]
+        resumed_from += saved
+        metrics = run / "metrics.jsonl"
+        before = metrics.stat().st_ino if metrics.exists() else 0
+        process = start([first[0], "--resume", "--out", str(run)] if saved else first, log)
+        if draw.random() < 0.2:
+            time.sleep(draw.uniform(0, 1))  # while it starts: nothing is trained yet
+        else:
+            while process.is_alive() and (
+                not metrics.exists() or metrics.stat().st_ino == before or last_step(run) <= max(saved, default=0)
+            ):
+                time.sleep(0.002)
+            rest = (steps - max(saved, default=0)) * step_s
+            time.sleep(draw.uniform(0, min(0.5, 0.7 * rest / left)))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, log.read_text(encoding="utf-8")
+        assert last_step(run) - max(Checkpoints(run, 1).steps(), default=0) <= save_every
+        if (run / "model.safetensors").exists():
+            assert read_safetensors(run)
+    finish([first[0], "--resume", "--out", str(run)], log)
+    return resumed_from
+
+
+def seconds_a_step(run: Path) -> float:
+    rows = [row for row in rows_of(run) if "loss" in row]
+    return (rows[-1]["elapsed_s"] - rows[0]["elapsed_s"]) / len(rows)
+
+
+def check_same(run: Path, whole: Path, keys: Sequence[str] = (), heldout: str = "heldout_bpb") -> None:
+    """Two complete runs ended alike: weights, optimizer, every line of the metrics."""
+    steps = last_step(whole)
+    assert final_bytes(run, steps) == final_bytes(whole, steps)
+    trained = [row for row in rows_of(run) if "loss" in row]
+    assert [row["step"] for row in trained] == list(range(1, steps + 1))
+    expected = [row for row in rows_of(whole) if "loss" in row]
+    for key in ("loss", "tokens", "lr", "grad_norm", *keys):
+        assert [row.get(key) for row in trained] == [row.get(key) for row in expected], key
+    held = [(row["step"], row[heldout]) for row in rows_of(run) if heldout in row]
+    assert held and held == [(row["step"], row[heldout]) for row in rows_of(whole) if heldout in row]
+    assert not list(run.rglob("*.partial"))

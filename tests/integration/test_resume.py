@@ -1,6 +1,5 @@
 """Killed at random moments and resumed each time, a run ends with the bytes of an uninterrupted one."""
 
-import random
 import shutil
 import signal
 import subprocess
@@ -9,23 +8,23 @@ import time
 from pathlib import Path
 
 import pytest
+from rl_helpers import write_model, write_prompts
 from run_helpers import (
     ROOT,
     Town,
+    check_same,
     cutaway,
     environment,
     final_bytes,
     finish,
+    kill_and_resume,
     last_step,
-    rows_of,
-    start,
 )
 
-from cutaway.model.weights import read_safetensors
 from cutaway.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
-PRETRAIN_STEPS, SFT_STEPS = 300, 100
+PRETRAIN_STEPS, SFT_STEPS, RL_STEPS = 300, 100, 80
 
 
 @pytest.fixture(scope="module")
@@ -36,59 +35,13 @@ def base(town: Town, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def kill_and_resume(
-    first: list[str], run: Path, steps: int, kills: int, step_s: float, draw: random.Random
-) -> list[int]:
-    """Kill the run `kills` times and let it finish; gives back the steps of the checkpoints it went on from."""
-    log, resumed_from = run.with_suffix(".log"), []
-    for left in range(kills, 0, -1):
-        saved = Checkpoints(run, 1).steps()[-1:]
-        resumed_from += saved
-        metrics = run / "metrics.jsonl"
-        before = metrics.stat().st_ino if metrics.exists() else 0
-        process = start([first[0], "--resume", "--out", str(run)] if saved else first, log)
-        if draw.random() < 0.2:
-            time.sleep(draw.uniform(0, 1))  # while it starts: nothing is trained yet
-        else:
-            while process.is_alive() and (
-                not metrics.exists() or metrics.stat().st_ino == before or last_step(run) <= max(saved, default=0)
-            ):
-                time.sleep(0.002)
-            rest = (steps - max(saved, default=0)) * step_s
-            time.sleep(draw.uniform(0, min(0.5, 0.7 * rest / left)))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, log.read_text(encoding="utf-8")
-        if (run / "model.safetensors").exists():
-            assert read_safetensors(run)
-    finish([first[0], "--resume", "--out", str(run)], log)
-    return resumed_from
-
-
-def seconds_a_step(run: Path) -> float:
-    rows = [row for row in rows_of(run) if "loss" in row]
-    return (rows[-1]["elapsed_s"] - rows[0]["elapsed_s"]) / len(rows)
-
-
-def check_same(run: Path, whole: Path, steps: int) -> None:
-    assert final_bytes(run, steps) == final_bytes(whole, steps)
-    trained = [row for row in rows_of(run) if "loss" in row]
-    assert [row["step"] for row in trained] == list(range(1, steps + 1))
-    expected = [row for row in rows_of(whole) if "loss" in row]
-    for key in ("loss", "tokens", "lr", "grad_norm"):
-        assert [row[key] for row in trained] == [row[key] for row in expected]
-    held = [(row["step"], row["heldout_bpb"]) for row in rows_of(run) if "heldout_bpb" in row]
-    assert held == [(row["step"], row["heldout_bpb"]) for row in rows_of(whole) if "heldout_bpb" in row]
-    assert not list(run.rglob("*.partial"))
-
-
 def test_pretraining_survives_over_twenty_kills(town: Town, base: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = town.pretrain(run, PRETRAIN_STEPS, "--save-every", "7")
-    resumed_from = kill_and_resume(first, run, PRETRAIN_STEPS, 24, seconds_a_step(base), random.Random(0))
+    resumed_from = kill_and_resume(first, run, base, kills=24, save_every=7, seed=0)
     assert len(resumed_from) >= 20
     assert len(set(resumed_from)) > 5
-    check_same(run, base, PRETRAIN_STEPS)
+    check_same(run, base)
 
 
 def test_fine_tuning_survives_kills(town: Town, base: Path, tmp_path: Path) -> None:
@@ -98,8 +51,25 @@ def test_fine_tuning_survives_kills(town: Town, base: Path, tmp_path: Path) -> N
         return town.sft(base, out, SFT_STEPS, "--save-every", "7")
 
     finish(arguments(whole), whole.with_suffix(".log"))
-    kill_and_resume(arguments(run), run, SFT_STEPS, 6, seconds_a_step(whole), random.Random(1))
-    check_same(run, whole, SFT_STEPS)
+    kill_and_resume(arguments(run), run, whole, kills=6, save_every=7, seed=1)
+    check_same(run, whole)
+
+
+def test_reinforcement_learning_survives_kills(tmp_path: Path) -> None:
+    """Tracker, prompt order and answers too; its checkpoints fall between rollouts, of two updates each."""
+    model, data = write_model(tmp_path / "model"), write_prompts(tmp_path / "prompts.jsonl")
+    whole, run = tmp_path / "whole", tmp_path / "run"
+
+    def arguments(out: Path) -> list[str]:
+        files = ("--data", str(data), "--init", str(model), "--out", str(out), "--workers", "1")
+        sizes = ("--row-length", "96", "--max-new-tokens", "12", "--prompts-per-rollout", "6", "--slots", "16")
+        rhythm = ("--steps", str(RL_STEPS), "--save-every", "4", "--log-every", "1", "--eval-every", "20")
+        return ["spo", *files, *sizes, *rhythm, "--holdout-prompts", "4", "--adam-lr", "1e-3", "--precision", "fp32"]
+
+    finish(arguments(whole), whole.with_suffix(".log"))
+    resumed_from = kill_and_resume(arguments(run), run, whole, kills=8, save_every=4, seed=2)
+    assert len(set(resumed_from)) > 1 and not any(step % 2 for step in resumed_from)
+    check_same(run, whole, ("reward", "rollout_tokens", "tracker_value", "tracker_drift"), heldout="heldout_success")
 
 
 def test_a_polite_signal_writes_a_checkpoint(town: Town, base: Path, tmp_path: Path) -> None:
@@ -116,7 +86,7 @@ def test_a_polite_signal_writes_a_checkpoint(town: Town, base: Path, tmp_path: P
     expected = f"cutaway: stopped by SIGTERM after step {stopped_at} of {PRETRAIN_STEPS}; go on with --resume"
     assert errors.splitlines()[-1] == expected
     finish(["pretrain", "--resume", "--out", str(run)], run.with_suffix(".log"))
-    check_same(run, base, PRETRAIN_STEPS)
+    check_same(run, base)
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="compiling needs a C++ compiler")

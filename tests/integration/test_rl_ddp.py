@@ -21,7 +21,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of the same runs by two ranks, and by one."""
     root = tmp_path_factory.mktemp("rl-ddp")
-    model, data = write_model(root / "model"), write_prompts(root / "prompts.jsonl")
+    model, data = write_model(root / "model", ends=40), write_prompts(root / "prompts.jsonl")
     for launcher, name in ((TORCHRUN, "two"), ([sys.executable], "one")):
         command = [*launcher, WORKER, str(model), str(data), str(root / name), *CASES]
         env = environment() | {"GLOO_SOCKET_IFNAME": "lo"}
@@ -44,6 +44,8 @@ def test_the_gradients_of_the_first_update_agree(case: str, runs: tuple[Path, Pa
 def test_every_line_of_the_metrics_agrees(case: str, runs: tuple[Path, Path]) -> None:
     two, one = (trained(rows_of(run / case)) for run in runs)
     assert len(two) == len(one) == 4
-    for key in ("loss", "reward", "success", "advantage_mean", "entropy", "kl_old_k3", "response_length", "rollouts"):
+    keys = ("loss", "reward", "success", "advantage_mean", "entropy", "kl_old_k3", "response_length", "rollouts")
+    for key in (*keys, "turns", "tool_errors"):
         values = [[row.get(key, 0.0) for row in rows] for rows in (two, one)]
         np.testing.assert_allclose(*values, atol=1e-5, rtol=1e-4, err_msg=key)
+    assert (one[0]["turns"] > 1.1 and "tool_errors" in one[0]) == (case == "agent")
