@@ -153,12 +153,21 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class PretrainSettings(TrainSettings):
+class ShardSettings:
+    """How several ranks share the training of all weights."""
+
+    sharding: Literal["off", "on"] = "off"
+    """With several ranks, `on` leaves each a part of every weight, gradient and optimizer state (FSDP2), for a model
+    that does not fit one device with all of them; `off` gives each a copy (DDP), which is faster."""
+
+
+@dataclass(frozen=True)
+class PretrainSettings(ShardSettings, TrainSettings):
     """Next-token prediction on plain text."""
 
 
 @dataclass(frozen=True)
-class SFTSettings(TrainSettings):
+class SFTSettings(ShardSettings, TrainSettings):
     """Next-token prediction on the assistant's tokens of conversations."""
 
 

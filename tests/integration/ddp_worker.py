@@ -2,7 +2,8 @@
 
 ddp_worker.py INIT DATA OUT NAME...        trains OUT/NAME for each NAME; RESUME=1 resumes them
 
-NAME is `adamw` or `muon` for fine-tuning, or a stage; these read the pairs of $PAIRS and learn from $TEACHER.
+NAME is `adamw` or `muon` for fine-tuning, `fsdp_adamw` or `fsdp_muon` for the same with sharded weights, or a stage;
+these read the pairs of $PAIRS and learn from $TEACHER.
 """
 
 import json
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cutaway.model.sharded import whole
 from cutaway.recipe import DistillSettings, DPOSettings, LoRASettings, Recipe, RewardSettings, RunSettings, SFTSettings
 from cutaway.stages import distill, dpo, lora, reward, sft, shared
 from cutaway.training import distributed, loop
@@ -76,7 +78,10 @@ def main(init: str, data: str, out: str, names: list[str]) -> None:
             stage.run(replace(Recipe(), **{table: settings}), replace(run, data=files))
         else:
             # Gradients are compared as they come for the one, clipped for the other.
-            settings = replace(SETTINGS, optimizer=name, max_grad_norm=1.0 if name == "muon" else 0.0)
+            kind: Any = name.removeprefix("fsdp_")
+            settings = replace(SETTINGS, optimizer=kind, max_grad_norm=1.0 if kind == "muon" else 0.0)
+            if kind != name:
+                settings = replace(settings, sharding="on", sample_every=10)
             sft.run(Recipe(sft=settings), run)
         if rows:
             (folder / "exact.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -85,15 +90,18 @@ def main(init: str, data: str, out: str, names: list[str]) -> None:
 
 
 def _recording(make: Callable[..., list[Optimizer]], folder: Path) -> Callable[..., list[Optimizer]]:
-    """Optimizers that write the gradients of their first step, on the first rank."""
+    """Optimizers that write the gradients of their first step, put together, on the first rank."""
 
     def made(model: nn.Module, *arguments: Any) -> list[Optimizer]:
         optimizers = make(model, *arguments)
         gradients: dict[str, Tensor] = {}
 
         def before_step(*_: Any) -> None:
-            if not gradients and os.environ.get("RANK", "0") == "0":
-                gradients.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+            if gradients:
+                return
+            own = {name: parameter.grad for name, parameter in model.named_parameters()}
+            gradients.update({name: whole(grad).clone() for name, grad in own.items() if grad is not None})
+            if os.environ.get("RANK", "0") == "0":
                 save_file(gradients, folder / "gradients.safetensors")
 
         optimizers[0].register_step_pre_hook(before_step)

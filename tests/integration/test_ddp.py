@@ -1,4 +1,7 @@
-"""Two ranks are one process with twice the accumulation, whatever their micro-batches hold; and one may take over."""
+"""Two ranks are one process with twice the accumulation, whatever their micro-batches hold; and one may take over.
+
+With `fsdp_` in front each rank holds half of every weight (one process alone then holds all of it).
+"""
 
 import json
 import shutil
@@ -19,7 +22,7 @@ from cutaway.data.loader import RowSource
 from cutaway.tokenization.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
-KINDS = ("adamw", "muon")
+KINDS = ("adamw", "muon", "fsdp_adamw", "fsdp_muon")
 STAGES = ("lora", "dpo", "dpo_lora", "kto", "reward", "distill", "distill_top_k", "distill_on_policy")
 WORKER = str(Path(__file__).with_name("ddp_worker.py"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -28,7 +31,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def work(launcher: list[str], blank: Path, town: Town, out: Path, *names: str, **more: str) -> None:
     command = [*launcher, WORKER, str(blank), str(town.sft_data), str(out), *names]
     env = environment() | {"GLOO_SOCKET_IFNAME": "lo"} | more
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr
 
 
@@ -76,22 +79,43 @@ def test_the_loss_of_every_step_agrees(kind: str, runs: tuple[Path, Path]) -> No
     np.testing.assert_allclose(two, one, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["fsdp_adamw", "fsdp_muon"])
+def test_sharded_weights_write_the_texts_and_the_files_of_whole_ones(kind: str, runs: tuple[Path, Path]) -> None:
+    two, one = ((run / kind / "samples.jsonl").read_text(encoding="utf-8") for run in runs)
+    assert two == one
+    assert two.count("\n") == 6
+    for file in ("model.safetensors", f"state/step-{STEPS:08d}/optimizer.safetensors"):
+        two_tensors, one_tensors = (load_file(run / kind / file) for run in runs)
+        assert two_tensors.keys() == one_tensors.keys()
+        for name, tensor in one_tensors.items():
+            if not name.startswith("rng"):
+                torch.testing.assert_close(two_tensors[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def resumed(source: Path, kind: str, target: Path) -> None:
+    """A copy of a run as it was ten steps before its end."""
+    shutil.copytree(source / kind, target / kind)
+    shutil.rmtree(target / kind / "state" / f"step-{STEPS:08d}")
+
+
+@pytest.mark.parametrize("kind", ["adamw", "fsdp_adamw", "fsdp_muon"])
 def test_one_process_goes_on_where_two_stopped(
-    runs: tuple[Path, Path], blank: Path, town: Town, tmp_path: Path
+    kind: str, runs: tuple[Path, Path], blank: Path, town: Town, tmp_path: Path
 ) -> None:
-    shutil.copytree(runs[0] / "adamw", tmp_path / "adamw")
-    shutil.rmtree(tmp_path / "adamw" / "state" / f"step-{STEPS:08d}")
-    work([sys.executable], blank, town, tmp_path, "adamw", RESUME="1")
-    np.testing.assert_allclose(exact(tmp_path / "adamw", "loss"), exact(runs[1] / "adamw", "loss")[10:], atol=1e-5)
-    ended, expected = (load_file(run / "adamw" / "model.safetensors") for run in (tmp_path, runs[1]))
+    resumed(runs[0], kind, tmp_path)
+    work([sys.executable], blank, town, tmp_path, kind, RESUME="1")
+    np.testing.assert_allclose(exact(tmp_path / kind, "loss"), exact(runs[1] / kind, "loss")[10:], atol=1e-5)
+    ended, expected = (load_file(run / kind / "model.safetensors") for run in (tmp_path, runs[1]))
     torch.testing.assert_close(ended, expected, atol=1e-5, rtol=0)
 
 
-def test_two_go_on_where_one_stopped(runs: tuple[Path, Path], blank: Path, town: Town, tmp_path: Path) -> None:
-    shutil.copytree(runs[1] / "adamw", tmp_path / "adamw")
-    shutil.rmtree(tmp_path / "adamw" / "state" / f"step-{STEPS:08d}")
-    work(TORCHRUN, blank, town, tmp_path, "adamw", RESUME="1")
-    np.testing.assert_allclose(exact(tmp_path / "adamw", "loss"), exact(runs[1] / "adamw", "loss")[10:], atol=1e-5)
+@pytest.mark.parametrize("kind", ["adamw", "fsdp_adamw", "fsdp_muon"])
+def test_two_go_on_where_one_stopped(
+    kind: str, runs: tuple[Path, Path], blank: Path, town: Town, tmp_path: Path
+) -> None:
+    resumed(runs[1], kind, tmp_path)
+    work(TORCHRUN, blank, town, tmp_path, kind, RESUME="1")
+    np.testing.assert_allclose(exact(tmp_path / kind, "loss"), exact(runs[1] / kind, "loss")[10:], atol=1e-5)
 
 
 @pytest.fixture(scope="module")

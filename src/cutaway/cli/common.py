@@ -179,6 +179,7 @@ def parse_stage(stage: str, argv: Sequence[str]) -> tuple[Recipe, RunSettings]:
     A horizon given as a flag replaces the recipe's, of whatever unit that was. Raises UserError, one line, for any
     flag or value that is wrong, for a missing --data or --out, and for a flag that a resumed run cannot follow.
     """
+    argv = _after_restart(argv)
     base, run = _starting_point(argv)
     source = _RecipeFlag(peek(argv, "recipe") or "nano")
     prog = f"cutaway {stage}"
@@ -205,6 +206,16 @@ def parse_stage(stage: str, argv: Sequence[str]) -> tuple[Recipe, RunSettings]:
             prog, run.out, getattr(base, stage), getattr(recipe, stage), _FIXED_BY_A_RUN + _FIXED_TOO.get(stage, ())
         )
     return recipe, run
+
+
+def _after_restart(argv: Sequence[str]) -> Sequence[str]:
+    """The flags of a process that `torchrun` started again: go on with the run as it has written itself down."""
+    out = peek(argv, "out") or ""
+    if "--resume" in argv or "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+        return argv
+    from cutaway.training.distributed import restarted
+
+    return ("--resume", "--out", out) if restarted(out) else argv
 
 
 def without_horizon(settings: Flags, argv: Sequence[str], prog: str) -> Flags:

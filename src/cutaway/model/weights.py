@@ -24,6 +24,7 @@ from cutaway.model.lora import (
 )
 from cutaway.model.moe import is_router
 from cutaway.model.rope import stretch
+from cutaway.model.sharded import on_first, part_of
 from cutaway.model.transformer import CausalLM
 from cutaway.recipe import read_toml
 
@@ -256,10 +257,13 @@ def save_adapter(model: CausalLM, directory: Path, base: str) -> None:
 
 
 def stored_weights(model: nn.Module) -> tuple[str, dict[str, Tensor], dict[str, str]]:
-    """What a checkpoint of the model holds: file name, tensors, metadata. Of an adapted model only the adapter."""
+    """What a checkpoint of the model holds: file name, tensors, metadata. Of an adapted model only the adapter.
+
+    Of a sharded model every rank must ask, and the first is told.
+    """
     adapted = adapter_of(model) is not None
     tensors = adapter_state(model) if adapted else model.state_dict()
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    on_cpu = {name: on_first(tensor) for name, tensor in tensors.items()}
     if adapted:
         return "adapter_model.safetensors", on_cpu, {"base": base_fingerprint(model)}
     return "model.safetensors", on_cpu, {}
@@ -270,8 +274,9 @@ def load_stored(model: nn.Module, tensors: dict[str, Tensor], where: str) -> Non
     if adapter_of(model) is not None:
         load_adapter_state(model, tensors, where)
         return
+    own = model.state_dict()
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict({name: part_of(rows, own.get(name, rows)) for name, rows in tensors.items()})
     except RuntimeError:
         raise UserError(f"{where}: made by a model of another shape than this recipe's") from None
 

@@ -44,7 +44,7 @@ from cutaway.training.card import write_card
 from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.curves import draw_curves
 from cutaway.training.derive import FINE_TUNING, Rule
-from cutaway.training.distributed import Ranks
+from cutaway.training.distributed import Ranks, restarted
 from cutaway.training.loop import Job, Source, Step, fit
 from cutaway.training.metrics import matmul_rate
 from cutaway.training.network import Network
@@ -203,7 +203,10 @@ def train(material: Material, recipe: Recipe, run: RunSettings, *, started: floa
             rows.close()
     batches = material.source(plan.rows)
     rate = matmul_rate(ranks.device, network.dtype)
-    network.wrap()
+    if getattr(settings, "sharding", "off") == "on":
+        network.shard()
+    else:
+        network.wrap()
     job = Job(
         stage=stage,
         out=out,
@@ -240,8 +243,10 @@ def _sampler(material: Material, out: Path) -> Callable[[int], None]:
     path, prompts = out / "samples.jsonl", material.prompts
 
     def write(step: int) -> None:
-        greedy = Sampling(temperature=0.0)
-        texts = generate(material.model, list(prompts.values()), material.tokenizer, sampling=greedy, max_new_tokens=64)
+        model, greedy = material.network.whole_model(), Sampling(temperature=0.0)
+        if not material.network.ranks.first:
+            return
+        texts = generate(model, list(prompts.values()), material.tokenizer, sampling=greedy, max_new_tokens=64)
         lines = _samples_before(step, path)
         for prompt, completion in zip(prompts, texts, strict=True):
             record = {"step": step, "prompt": prompt, "text": completion.text, "end": completion.finish_reason}
@@ -343,7 +348,10 @@ def main(stage: Callable[[Recipe, RunSettings], Path], arguments: list[str]) -> 
     try:
         if len(files) != 1:
             raise UserError("one argument is needed: a recipe file with a [run] table (data, init, out)")
-        stage(load_recipe(files[0]), dataclasses.replace(load_run(files[0]), resume="--resume" in arguments))
+        run = load_run(files[0])
+        again = restarted(run.out)
+        own = str(Path(run.out) / "recipe.toml") if again else files[0]
+        stage(load_recipe(own), dataclasses.replace(run, resume="--resume" in arguments or again))
     except UserError as error:
         print(f"cutaway: error: {error}", file=sys.stderr)
         return 2

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cutaway.errors import UserError
+from cutaway.model.sharded import on_first, part_of
 from cutaway.model.weights import load_stored, stored_weights, write_safetensors, write_text
 
 log = logging.getLogger("cutaway")
@@ -47,23 +48,27 @@ class Checkpoints:
         optimizers: Sequence[Optimizer],
         state: dict[str, Any],
         companions: Mapping[str, nn.Module] = NONE,
+        write: bool = True,
     ) -> None:
         """Write a checkpoint, publish its weights, remove the ones beyond `keep`. A full disk is a UserError.
 
-        `companions` are trained beside the model, saved with it and published nowhere.
+        `companions` are trained beside the model, saved with it and published nowhere. Of sharded weights all ranks
+        call, one of them with `write`: the file holds whole tensors, which any number of ranks can read.
         """
+        name, weights, metadata = stored_weights(model)
+        tensors, numbers = _flatten(_parameters(model, companions), optimizers)
+        if not write:
+            return
         final = self._path(step)
         partial = final.with_name(f".{final.name}.partial")
         try:
             for stale in self.folder.glob(".step-*.partial"):
                 shutil.rmtree(stale, ignore_errors=True)
             partial.mkdir(parents=True)
-            name, weights, metadata = stored_weights(model)
             write_safetensors(weights, partial / name, metadata)
             for companion, module in companions.items():
                 kept_weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
                 write_safetensors(kept_weights, partial / f"{companion}.safetensors")
-            tensors, numbers = _flatten(_parameters(model, companions), optimizers)
             tensors["rng.cpu"] = torch.get_rng_state()
             if torch.cuda.is_available():
                 tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -178,7 +183,7 @@ def _flatten(
             for key, value in state.items():
                 where = f"{i}.{names[id(parameter)]}.{key}"
                 if isinstance(value, Tensor):
-                    tensors[where] = value.detach().cpu().contiguous()
+                    tensors[where] = on_first(value)
                 else:
                     plain[where] = value
         numbers.append({"kind": type(optimizer).__name__, "numbers": plain})
@@ -203,4 +208,5 @@ def _unflatten(
                 # Copied, because safetensors maps the file. A fused step counter lives beside its parameter.
                 beside = key != "step" or optimizer.defaults.get("fused")
                 value = value.to(parameter.device if beside else "cpu", copy=True)
+                value = part_of(value, parameter) if value.shape == parameter.shape else value
             optimizer.state[parameter][key] = value

@@ -1,4 +1,4 @@
-"""Ranks: what each knows of the others, and the wrapper that sums their gradients. Launched by `torchrun`."""
+"""Ranks: what each knows of the others, and how they share gradients, or weights too. Launched by `torchrun`."""
 
 import contextlib
 import datetime
@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cutaway.errors import UserError
+from cutaway.model.transformer import CausalLM
+from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.precision import pick_device
 
 
@@ -104,3 +108,28 @@ def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
         return model
     devices = [ranks.device.index] if ranks.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def shard(model: CausalLM, ranks: Ranks, dtype: torch.dtype) -> None:
+    """Leave every rank 1/world of the rows of each weight, and so of its gradient and of the optimizer's state (FSDP2).
+
+    A layer's weights are gathered when it is about to compute, forward and backward, and dropped after it; gradients
+    are averaged over ranks on their way back to their rows. Weights are sent in fp32, so that one process computes the
+    same from them. Zhao et al., "PyTorch FSDP", arXiv 2304.11277.
+    """
+    if dtype == torch.float16:
+        raise UserError("sharding is not possible in fp16, whose loss scaling needs whole gradients: use bf16 or fp32")
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    # Said for the outermost too, or an evaluation, which no backward pass follows, would leave its weights gathered.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def restarted(out: str) -> bool:
+    """Whether `torchrun --max-restarts` started this process again after one was lost, and there is a checkpoint."""
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return again and bool(out) and bool(Checkpoints(Path(out), 1).steps())

@@ -10,17 +10,16 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from cutaway.errors import Stopped, UserError
+from cutaway.model.sharded import local, whole
 from cutaway.recipe import TrainSettings
 from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.metrics import MetricsLog
@@ -69,6 +68,7 @@ class Job:
     matmul_rate: float
     evaluate: Callable[[], dict[str, float]] | None = None
     sample: Callable[[int], None] | None = None
+    """Writes sample texts; called on the first rank, and on all of them where the network is sharded."""
     scaler: torch.amp.GradScaler | None = None
     begin: Callable[[], None] | None = None
     """Called on the first rank once the run is known to be able to go on, to describe it in its directory."""
@@ -97,6 +97,8 @@ def fit(job: Job, resume: bool) -> dict[str, Any]:
     if job.begin is not None and job.network.ranks.first:
         job.begin()
     run = _Run(job, checkpoints, state or {})
+    if state is not None and run.ranks.first:
+        log.info("going on from step %d of %d", run.step, job.total_steps)
     if run.step >= job.total_steps:
         log.info("%s is complete: %d of %d steps", job.out, run.step, job.total_steps)
     with StopSignals() as stop:
@@ -148,7 +150,7 @@ class _Run:
                     self._evaluate()
             if job.sample is not None and settings.sample_every and (self.step % settings.sample_every == 0 or last):
                 with window.paused():
-                    if self.ranks.first:
+                    if self.ranks.first or job.network.sharded:
                         job.sample(self.step)
             boundary = last or job.at_boundary()
             self.due |= self.step % settings.save_every == 0 or last or stopped
@@ -175,7 +177,7 @@ class _Run:
         # Data parallelism averages gradients over ranks; the loss is divided by the count over all of them.
         scale = self.ranks.world / normalizer
         for number, batch in enumerate(batches):
-            with self._synchronised_at(number == len(batches) - 1):
+            with job.network.synchronised_at(last=number == len(batches) - 1):
                 loss, sums = job.step(batch.to(device))
                 scaled = loss * scale
                 torch.autograd.backward(job.scaler.scale(scaled) if job.scaler is not None else scaled)
@@ -184,13 +186,6 @@ class _Run:
         window.step(int(useful))
         self.tokens += int(useful)
         return stopped > 0
-
-    def _synchronised_at(self, last: bool) -> AbstractContextManager[None]:
-        """Ranks exchange gradients once a step, with the last micro-batch."""
-        wrapped = self.job.network.module
-        if isinstance(wrapped, DistributedDataParallel) and not last:
-            return wrapped.no_sync()
-        return nullcontext()
 
     def _update(self) -> Tensor:
         """Clip, set the learning rate, step; gives back the norm before clipping, still on the device."""
@@ -268,7 +263,7 @@ class _Run:
             self.log.write({"step": self.step, "tokens": self.tokens, **scores})
 
     def _save(self) -> None:
-        """Rank 0 writes, the others wait; all of them fail if it fails."""
+        """Rank 0 writes, the others send it their parts or wait; all of them fail if it fails."""
         state = {
             "tokens": self.tokens,
             "total_steps": self.job.total_steps,
@@ -278,10 +273,10 @@ class _Run:
             "scaler": self.job.scaler.state_dict() if self.job.scaler is not None else None,
         }
         failure: UserError | None = None
-        if self.ranks.first:
+        if self.ranks.first or self.job.network.sharded:
             try:
-                job = self.job
-                self.checkpoints.save(self.step, job.network.model, job.optimizers, state, job.companions)
+                job, write = self.job, self.ranks.first
+                self.checkpoints.save(self.step, job.network.model, job.optimizers, state, job.companions, write)
             except UserError as error:
                 failure = error
         if self.ranks.any(failure is not None):
@@ -291,9 +286,9 @@ class _Run:
 def _clip(module: nn.Module, most: float) -> Tensor:
     """The norm of a module's gradients, which are scaled down to `most` where they are larger (0: never)."""
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     if most > 0:
-        torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_([local(gradient) for gradient in gradients], (most / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 

@@ -1,26 +1,33 @@
 """A model as the loop calls it: in the chosen arithmetic, compiled, and wrapped for ranks."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cutaway.data.loader import Batch
 from cutaway.model.moe import Routing
+from cutaway.model.sharded import on_first
 from cutaway.model.transformer import CausalLM
 from cutaway.objectives.next_token import IGNORE
-from cutaway.training.distributed import Ranks, wrap
+from cutaway.training.distributed import Ranks, shard, wrap
 from cutaway.training.precision import autocast
 
 
 class Network:
-    """Calls go to `module`: the bare model at first, then compiled, then wrapped so that ranks sum their gradients."""
+    """Calls go to `module`: the bare model at first, then compiled, then wrapped so that ranks sum their gradients.
+
+    After `shard` in place of `wrap`, every rank holds a part of each weight, and every call is one of all ranks.
+    """
 
     def __init__(self, model: CausalLM, ranks: Ranks, dtype: torch.dtype) -> None:
         self.model, self.ranks, self.dtype = model.to(ranks.device), ranks, dtype
         self.local: nn.Module = self.model
         self.module: nn.Module = self.model
+        self.sharded = False
 
     def compile(self) -> None:
         """Fuse what lies between the matrix products. Shapes must stay the same from call to call."""
@@ -34,6 +41,36 @@ class Network:
     def wrap(self) -> None:
         """From here on a backward pass averages gradients over ranks."""
         self.module = wrap(self.local, self.ranks)
+
+    def shard(self) -> None:
+        """From here on each rank holds a part of every weight; alone, all of it."""
+        if self.ranks.world > 1:
+            shard(self.model, self.ranks, self.dtype)
+            self.sharded = True
+
+    def synchronised_at(self, last: bool) -> AbstractContextManager[None]:
+        """Ranks exchange gradients once a step, in the backward pass of the last micro-batch."""
+        if self.sharded:
+            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        if isinstance(self.module, DistributedDataParallel) and not last:
+            return self.module.no_sync()
+        return nullcontext()
+
+    def whole_model(self) -> CausalLM:
+        """The model with all of its weights, on the first rank: itself, or of a sharded one a copy.
+
+        Of a sharded one every rank must ask; what the others get is empty.
+        """
+        if not self.sharded:
+            return self.model
+        weights = {name: on_first(tensor) for name, tensor in self.model.state_dict().items()}
+        with torch.device("meta"):
+            copy = CausalLM(self.model.config)
+        if self.ranks.first:
+            copy.load_state_dict(weights, assign=True)
+            copy.model.rotary = type(copy.model.rotary)(self.model.config)
+            copy.to(self.ranks.device)
+        return copy
 
     def training_loss(self, batch: Batch, z_loss: float = 0.0) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         r"""Sum over trained tokens of what is minimised, and sums to log; the loop divides both by the tokens' number.

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from cutaway.model.moe import is_router
+from cutaway.model.sharded import is_sharded, part_of, whole
 
 NEWTON_SCHULZ_STEPS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -41,6 +43,23 @@ def orthogonalise(
     return result
 
 
+def orthogonalise_shared(
+    matrices: Float[Tensor, "stack rows columns"], dtype: torch.dtype
+) -> Float[Tensor, "stack rows columns"]:
+    """`orthogonalise` of a stack that all ranks have: each does its share of the matrices and hands it round."""
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if world == 1:
+        return orthogonalise(matrices, dtype=dtype)
+    share, rank = -(-len(matrices) // world), dist.get_rank()
+    own = matrices[rank * share : (rank + 1) * share]
+    done = matrices.new_zeros(share, *matrices.shape[1:], dtype=dtype)
+    if len(own):
+        done[: len(own)] = orthogonalise(own, dtype=dtype)
+    parts = [torch.empty_like(done) for _ in range(world)]
+    dist.all_gather(parts, done)
+    return torch.cat(parts)[: len(matrices)].to(matrices.dtype)
+
+
 class Muon(Optimizer):
     r"""Momentum, orthogonalised: every direction of a matrix moves by the same amount.
 
@@ -50,6 +69,10 @@ class Muon(Optimizer):
 
     (Nesterov momentum; Jordan et al. 2024; the shape factor keeps the change of the output per unit of input alike for
     all shapes.) For matrices and stacks of them (experts, each for itself), embeddings, heads and routers excluded.
+
+    An orthogonal matrix cannot be made of some of its rows. Where ranks hold rows only (FSDP2), the matrices are
+    therefore gathered, in the iteration's own `dtype`; and however ranks share the work, each orthogonalises its share
+    of the matrices, whole, and hands the results round. N ranks then spend no more on it together than one does.
     """
 
     def __init__(
@@ -83,12 +106,13 @@ class Muon(Optimizer):
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(parameter)
             state["momentum"].lerp_(parameter.grad, 1 - momentum)
-            directions.append(parameter.grad.lerp(state["momentum"], momentum))
+            direction = parameter.grad.lerp(state["momentum"], momentum)
+            directions.append(whole(direction.to(self.dtype) if is_sharded(direction) else direction))
         stack = torch.stack(directions)
-        updates = orthogonalise(stack.flatten(0, -3), dtype=self.dtype).view_as(stack)
+        updates = orthogonalise_shared(stack.flatten(0, -3), self.dtype).view_as(stack)
         for parameter, update in zip(parameters, updates, strict=True):
             parameter.mul_(1 - lr * group["weight_decay"])
-            parameter.add_(update, alpha=-lr * scale)
+            parameter.add_(part_of(update.to(parameter.dtype), parameter), alpha=-lr * scale)
 
 
 def newton_schulz_flops(rows: int, columns: int) -> int:
