@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cutaway.data.cache import TokenCache, build_cache, split_holdout
+from cutaway.data.cache import build_cache, split_holdout
 from cutaway.data.loader import Batch, RowSource, evaluation_batches
 from cutaway.evals.bpb import bits_per_byte
 from cutaway.model.config import ModelConfig
@@ -42,6 +42,7 @@ from cutaway.training.metrics import matmul_rate, read_metrics
 from cutaway.training.network import Network
 from cutaway.training.optim import make_optimizers
 from cutaway.training.precision import keep_freed_memory
+from padded import PaddedRows
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)
@@ -93,25 +94,6 @@ def own_model(config: ModelConfig, seed: int) -> CausalLM:
     return model
 
 
-def padded_rows(cache: TokenCache, indices: np.ndarray, rows: int, length: int, seed: int) -> Iterator[Batch]:
-    """One document a row, cut at the row length, padded to it: what a loader without packing feeds."""
-    generator = np.random.default_rng(seed)
-    while True:
-        for chunk in np.array_split(generator.permutation(indices), max(1, len(indices) // rows)):
-            shape = (rows, length)
-            input_ids, targets = torch.zeros(shape, dtype=torch.int64), torch.full(shape, -100)
-            documents = torch.full(shape, -1, dtype=torch.int32)
-            for row, index in enumerate(chunk[:rows]):
-                tokens = torch.from_numpy(cache.tokens(int(index))[: length + 1].astype(np.int64))
-                trained = cache.trained(int(index))
-                wanted = tokens[1:].clone()
-                if trained is not None:
-                    wanted[~torch.from_numpy(trained[1 : length + 1].copy())] = -100
-                input_ids[row, : len(tokens) - 1], targets[row, : len(tokens) - 1] = tokens[:-1], wanted
-                documents[row, : len(tokens) - 1] = 0
-            yield Batch(input_ids, targets, torch.zeros_like(input_ids), documents)
-
-
 def peer_step(model: LlamaForCausalLM) -> Callable[[Batch], Tensor]:
     def step(batch: Batch) -> Tensor:
         mask = (batch.documents >= 0).long()
@@ -140,7 +122,7 @@ def speed(arguments: argparse.Namespace, config: ModelConfig, tokenizer: Tokeniz
         sides = {
             "transformers, padded, fp32": (
                 peer_step(peer),
-                padded_rows(cache, everything, 8, arguments.row_length, 0),
+                PaddedRows(cache, everything, 8, arguments.row_length, 0),
                 [torch.optim.AdamW(peer.parameters(), lr=1e-4)],
                 1,
             ),
@@ -276,7 +258,7 @@ def train_peer(arguments: argparse.Namespace, config: ModelConfig, tokenizer: To
     cache = build_cache([arguments.pretrain], tokenizer, "pretrain")
     train, _ = split_holdout(cache, HOLDOUT, arguments.seed)
     model = peer_model(config, arguments.seed)
-    batches = padded_rows(cache, train, arguments.peer_rows, arguments.row_length, arguments.seed)
+    batches = PaddedRows(cache, train, arguments.peer_rows, arguments.row_length, arguments.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.peer_lr, weight_decay=0.1, betas=(0.9, 0.95))
     step, tokens = peer_step(model), 0.0
     while (done := (time.perf_counter() - start) / budget) < 1:
