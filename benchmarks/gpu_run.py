@@ -1,0 +1,388 @@
+"""One self-contained run on a borrowed GPU: from text to a chat model in minutes, MFU, fused paths against plain ones.
+
+    python benchmarks/gpu_run.py --pretrain D/pretrain_mix.jsonl.xz --sft D/sft_mix.jsonl.xz --out OUT
+        [--recipe mini] [--tokens 260000000] [--epochs 3] [--minutes 8] [--parts train mfu equal]
+
+Needs what the package needs but tyro, and no network: it works from the source tree. `train` makes a vocabulary unless
+`--tokenizer` names one, pretrains on so many tokens, fine-tunes for so many epochs, by the stages that the commands
+run, and asks the result the prompts of `prompts.jsonl`. A speed measurement shortens the pretraining where it would not
+end in time, and says so. `mfu` times steps of `mini` and `small` at several micro-batches against the matrix-product
+rate measured beside them. `equal` compares losses and gradients of the compiled bf16 network and of the plain one with
+those in fp32. OUT gets at most eight files of under 15 MB: `report.json` and `report.md`, `rest.tar.gz` (both runs'
+metrics, samples, curves, recipes, tokenizer, logs, the index of the weights), and the weights in bf16, sharded. It is
+written anew after every part, so that a run that is cut off leaves what it has. What needs a GPU runs on a processor
+too, with small numbers.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from cutaway.data.loader import Batch  # noqa: E402
+from cutaway.generation.conversation import answer_prompt  # noqa: E402
+from cutaway.generation.defaults import load_sampling  # noqa: E402
+from cutaway.generation.generate import generate  # noqa: E402
+from cutaway.model.transformer import CausalLM  # noqa: E402
+from cutaway.model.weights import initialise, load_model, write_safetensors, write_text  # noqa: E402
+from cutaway.recipe import RunSettings, load_recipe, save_recipe  # noqa: E402
+from cutaway.stages.rehearsal import DataSize, RandomRows, peak_memory  # noqa: E402
+from cutaway.tokenization.tokenizer import Tokenizer  # noqa: E402
+from cutaway.training.derive import derive_model  # noqa: E402
+from cutaway.training.distributed import Ranks  # noqa: E402
+from cutaway.training.horizon import seconds_per_micro_batch  # noqa: E402
+from cutaway.training.metrics import matmul_rate, read_metrics  # noqa: E402
+from cutaway.training.network import Network  # noqa: E402
+from cutaway.training.plan import GPUS, cost  # noqa: E402
+from cutaway.training.precision import pick_device, pick_dtype  # noqa: E402
+
+SHARD_BYTES = 14_000_000
+RESERVED_S = 100.0
+"""Of `--minutes`, for fine-tuning and for compiling twice."""
+ESTIMATED_MFU = 0.35
+"""Of an RTX 3090, for the estimate: what MiniMind's published hours come to."""
+YUAN_A_DOLLAR = 7.1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pretrain", required=True)
+    parser.add_argument("--sft", required=True)
+    parser.add_argument("--tokenizer", help="a tokenizer directory; without it one is trained")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--work", help="folder of the runs, which may be large; default: OUT beside, with -work")
+    parser.add_argument("--recipe", default="mini")
+    parser.add_argument("--scripts", help="as of the commands; default: the recipe's, or keep without OpenCC")
+    parser.add_argument("--tokens", type=int, default=260_000_000)
+    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--vocab-size", type=int, default=6400)
+    parser.add_argument("--compile", default="on", choices=["auto", "on", "off"])
+    parser.add_argument("--holdout-tokens", type=int, default=262144)
+    parser.add_argument("--micro-batches", type=int, nargs="+", default=[32768, 65536, 131072], help="tokens, for mfu")
+    parser.add_argument("--mfu-recipes", nargs="+", default=["mini", "small"])
+    parser.add_argument("--parts", nargs="+", default=["train", "mfu", "equal"], choices=["train", "mfu", "equal"])
+    arguments = parser.parse_args()
+    torch.set_float32_matmul_precision("high")
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    work = Path(arguments.work or f"{out}-work")
+    work.mkdir(parents=True, exist_ok=True)
+    device = pick_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    report: dict[str, Any] = {"device": name, "torch": str(torch.__version__), "arguments": vars(arguments)}
+    for part in arguments.parts:
+        began = time.monotonic()
+        report[part] = {"train": train, "mfu": mfu, "equal": equal}[part](arguments, work, device)
+        report[part]["seconds"] = round(time.monotonic() - began, 1)
+        print(f"{part}: {json.dumps(report[part], ensure_ascii=False)[:4000]}", flush=True)
+        write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", out / "report.json")
+        write_text(described(report), out / "report.md")
+        bring(work, out)
+
+
+def train(arguments: argparse.Namespace, work: Path, device: torch.device) -> dict[str, Any]:
+    """Vocabulary, pretraining, fine-tuning, questions; within the minutes."""
+    began = time.monotonic()
+    tokenizer_dir = Path(arguments.tokenizer or work / "tokenizer")
+    recipe = load_recipe(arguments.recipe)
+    scripts = arguments.scripts or (recipe.pretrain.scripts if has_opencc() else "keep")
+    if not (tokenizer_dir / "tokenizer.json").is_file():
+        make_tokenizer(arguments, scripts, tokenizer_dir)
+    tokenizer = Tokenizer.load(tokenizer_dir)
+    found: dict[str, Any] = {"tokenizer_s": time.monotonic() - began, "scripts": scripts}
+    common = {"scripts": scripts, "compile": arguments.compile, "holdout_tokens": arguments.holdout_tokens}
+    common |= dict.fromkeys(("minutes", "tokens", "steps", "epochs"))
+    rate = steady_speed(arguments, tokenizer, device)
+    left = arguments.minutes * 60 - (time.monotonic() - began) - RESERVED_S
+    tokens = int(min(arguments.tokens, max(1.0, left) * 0.9 * rate))
+    if tokens < arguments.tokens:
+        print(f"{arguments.tokens:,} tokens would not fit {arguments.minutes:g} minutes: {tokens:,}", flush=True)
+    stages = {
+        "pretrain": (arguments.pretrain, str(tokenizer_dir), common | {"tokens": tokens}),
+        "sft": (arguments.sft, str(work / "pretrain"), common | {"epochs": arguments.epochs}),
+    }
+    for stage, (data, init, settings) in stages.items():
+        chosen = dataclasses.replace(getattr(recipe, stage), **settings)
+        run = RunSettings(data=(str(Path(data).resolve()),), out=str(work / stage), init=init)
+        path = work / f"{stage}.toml"
+        save_recipe(dataclasses.replace(recipe, **{stage: chosen}), path, run, {})
+        started = time.monotonic()
+        stage_process(stage, path, work / f"{stage}.log")
+        found[stage] = summary(work / stage) | {"wall_s": round(time.monotonic() - started, 1)}
+    found["total_s"] = round(time.monotonic() - began, 1)
+    found["answers"] = answers(work / "sft", device)
+    return found
+
+
+def has_opencc() -> bool:
+    try:
+        import opencc  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def make_tokenizer(arguments: argparse.Namespace, scripts: str, out: Path) -> None:
+    """What `cutaway tokenizer train` does, without the command."""
+    from cutaway.data.formats import read_records
+    from cutaway.data.scripts import convert_document, parse_scripts
+    from cutaway.recipe import TokenizerSettings
+    from cutaway.tokenization.train import train_tokenizer
+
+    mix, texts, size = parse_scripts(scripts), [], 0
+    for record in read_records([arguments.pretrain], "pretrain"):
+        texts.append(convert_document(record.value["text"], mix, 0))
+        size += len(texts[-1].encode())
+        if size > 32_000_000:
+            break
+    train_tokenizer(texts, TokenizerSettings(vocab_size=arguments.vocab_size)).save(out)
+
+
+def stage_process(stage: str, recipe: Path, log: Path) -> None:
+    """`python -m cutaway.stages.STAGE`, its words in a file and on the terminal."""
+    env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", f"cutaway.stages.{stage}", str(recipe)]
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert process.stdout is not None
+        for line in process.stdout:
+            file.write(line)
+            file.flush()
+            print(line, end="", flush=True)
+    if process.wait():
+        raise SystemExit(f"{stage} ended with exit code {process.returncode}; see {log}")
+
+
+def summary(run: Path) -> dict[str, Any]:
+    """What a run's metrics come to."""
+    rows = read_metrics(run)
+    trained = [row for row in rows if "loss" in row and "tokens_per_second" in row]
+    heldout = [row["heldout_bpb"] for row in rows if "heldout_bpb" in row]
+    speeds = sorted(row["tokens_per_second"] for row in trained)
+    shares = sorted(row["mfu"] for row in trained)
+    last = trained[-1]
+    return {
+        "steps": last["step"],
+        "tokens": last["tokens"],
+        "tokens_per_second": speeds[len(speeds) // 2],
+        "mfu": shares[len(shares) // 2],
+        "elapsed_s": last["elapsed_s"],
+        "heldout_bpb": [heldout[0], heldout[-1]] if heldout else [],
+    }
+
+
+def answers(run: Path, device: torch.device) -> list[dict[str, str]]:
+    """What the model says to the first prompts of each language, with the chat's own sampling."""
+    lines = (ROOT / "benchmarks" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    prompts = [json.loads(line) for line in lines]
+    chosen: list[dict[str, str]] = []
+    for language in dict.fromkeys(prompt["language"] for prompt in prompts):
+        chosen += [prompt for prompt in prompts if prompt["language"] == language][:8]
+    tokenizer = Tokenizer.load(run)
+    ids = [answer_prompt([{"role": "user", "content": one["prompt"]}], tokenizer) for one in chosen]
+    done = generate(load_model(run, device), ids, tokenizer, sampling=load_sampling(run), max_new_tokens=128)
+    return [one | {"answer": completion.text} for one, completion in zip(chosen, done, strict=True)]
+
+
+def network_of(recipe: str, vocab_size: int, length: int, device: torch.device, dtype: torch.dtype) -> Network:
+    config, _ = derive_model(load_recipe(recipe).model, vocab_size, length, (0, 0))
+    model = CausalLM(config)
+    initialise(model, 0)
+    return Network(model, Ranks(0, 1, device), dtype)
+
+
+def steady_speed(arguments: argparse.Namespace, tokenizer: Tokenizer, device: torch.device) -> float:
+    """Tokens a second of a step as the stage will run it; what was compiled for it is then found again on the disk."""
+    network = network_of(arguments.recipe, tokenizer.vocab_size, 512, device, pick_dtype("auto", device))
+    if arguments.compile == "on":
+        network.compile()
+    tokens = 65536 if device.type == "cuda" else 2048
+    batch = RandomRows(network.model.config, DataSize(1, 1), tokens // 512, 512).batch.to(device)
+    return tokens / seconds_per_micro_batch(lambda one: backward(network, one), batch, device, least=3)
+
+
+def backward(network: Network, batch: Batch) -> None:
+    torch.autograd.backward(network.token_losses(batch).mean())
+    network.model.zero_grad(set_to_none=True)
+
+
+def mfu(arguments: argparse.Namespace, work: Path, device: torch.device) -> dict[str, Any]:
+    """Compiled forward and backward passes by size and micro-batch."""
+    dtype, cells = pick_dtype("auto", device), []
+    rate = matmul_rate(device, dtype, seconds=1.0)
+    for recipe in arguments.mfu_recipes:
+        for tokens in arguments.micro_batches:
+            torch._dynamo.reset()
+            network = network_of(recipe, arguments.vocab_size, 512, device, dtype)
+            network.compile()
+            batch = RandomRows(network.model.config, DataSize(1, 1), max(1, tokens // 512), 512).batch.to(device)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+
+            def one_pass(one: Batch, network: Network = network) -> None:
+                backward(network, one)
+
+            seconds = seconds_per_micro_batch(one_pass, batch, device, least=5)
+            speed = batch.input_ids.numel() / seconds
+            flops = network.model.flops_per_token(512)
+            cells.append(
+                {
+                    "recipe": recipe,
+                    "micro_batch_tokens": batch.input_ids.numel(),
+                    "tokens_per_second": speed,
+                    "mfu": speed * flops / rate,
+                    "peak_bytes": peak_memory(device),
+                }
+            )
+            print(json.dumps(cells[-1]), flush=True)
+            del network, batch
+    return {"matmul_rate": rate, "cells": cells}
+
+
+def equal(arguments: argparse.Namespace, work: Path, device: torch.device) -> dict[str, Any]:
+    """Loss and gradients in fp32, plain; in bf16, plain; in bf16, compiled: distances of the last two from the first.
+
+    The compiled network is right to bf16 rounding where its distance is about that of the plain one.
+    """
+    batch = mixed_batch(arguments.vocab_size, 8, 512).to(device)
+    torch.set_float32_matmul_precision("highest")
+    losses, gradients = {}, {}
+    dtypes: dict[str, tuple[torch.dtype, bool]] = {
+        "fp32": (torch.float32, False),
+        "plain": (torch.bfloat16, False),
+        "fused": (torch.bfloat16, True),
+    }
+    for name, (dtype, compiled) in dtypes.items():
+        torch._dynamo.reset()
+        network = network_of(arguments.recipe, arguments.vocab_size, 512, device, dtype)
+        if compiled:
+            network.compile()
+        loss = network.token_losses(batch).sum() / batch.trained_tokens()
+        torch.autograd.backward(loss)
+        losses[name] = float(loss)
+        gradients[name] = {key: value.grad for key, value in network.model.named_parameters() if value.grad is not None}
+    torch.set_float32_matmul_precision("high")
+    found: dict[str, Any] = {"loss": losses}
+    for name in ("plain", "fused"):
+        off = {key: distance(gradients[name][key], value) for key, value in gradients["fp32"].items()}
+        worst = max(off, key=lambda key: off[key])
+        found[name] = {"mean": sum(off.values()) / len(off), "worst": off[worst], "worst_of": worst}
+    found["equal"] = found["fused"]["worst"] <= 1.5 * found["plain"]["worst"] + 1e-3
+    return found
+
+
+def distance(gradient: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over the norm."""
+    return float((gradient.float() - exact.float()).norm() / exact.float().norm().clamp(min=1e-12))
+
+
+def mixed_batch(vocab_size: int, rows: int, length: int) -> Batch:
+    """Rows of documents of many lengths, with a little padding at the end."""
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocab_size, (rows, length + 1), generator=draw)
+    starts = (torch.rand(rows, length, generator=draw) < 0.02).int()
+    documents = starts.cumsum(1).int()
+    places = torch.arange(length).expand(rows, length)
+    begun = torch.where(starts.bool(), places, 0).cummax(1).values
+    targets = ids[:, 1:].clone()
+    targets[:, :-1][documents[:, 1:] != documents[:, :-1]] = -100
+    documents[:, -5:], targets[:, -6:] = -1, -100
+    return Batch(ids[:, :-1].contiguous(), targets, (places - begun).contiguous(), documents)
+
+
+def estimate(trained: dict[str, Any], model: CausalLM) -> dict[str, float]:
+    """What the same work is likely to take on an RTX 3090. An estimate: nothing of it has run there."""
+    gpu = GPUS["rtx3090"]
+    tokens = sum(trained[stage]["tokens"] for stage in ("pretrain", "sft"))
+    seconds = tokens * model.flops_per_token(512) / (gpu.flops * ESTIMATED_MFU)
+    return {"minutes": seconds / 60, "yuan": cost(seconds, gpu.rent) * YUAN_A_DOLLAR}
+
+
+def described(report: dict[str, Any]) -> str:
+    """The report for a person."""
+    lines = [f"# {report['device']}, torch {report['torch']}", ""]
+    if "train" in report:
+        found = report["train"]
+        lines += [f"From text to a chat model in {found['total_s'] / 60:.1f} minutes.", ""]
+        lines += ["| stage | tokens | steps | tokens/s | MFU | wall, s | held-out bits per byte |"]
+        lines += ["| --- | ---: | ---: | ---: | ---: | ---: | --- |"]
+        for stage in ("pretrain", "sft"):
+            row = found[stage]
+            scores = " to ".join(f"{value:.3f}" for value in row["heldout_bpb"])
+            lines.append(
+                f"| {stage} | {row['tokens']:,} | {row['steps']} | {row['tokens_per_second']:,.0f} | {row['mfu']:.1%} "
+                f"| {row['wall_s']:.0f} | {scores} |"
+            )
+        arguments = report["arguments"]
+        with torch.device("meta"):
+            config, _ = derive_model(load_recipe(arguments["recipe"]).model, arguments["vocab_size"], 512, (0, 0))
+            guess = estimate(found, CausalLM(config))
+        lines += ["", f"RTX 3090, an estimate from the FLOPs at {ESTIMATED_MFU:.0%} of its peak: "]
+        lines[-1] += f"{guess['minutes']:.0f} minutes, {guess['yuan']:.2f} yuan."
+        lines.append("")
+        lines += [f"- {one['prompt']}\n    {one['answer'].strip()}" for one in found["answers"]]
+    if "mfu" in report:
+        lines += ["", f"Matrix products: {report['mfu']['matmul_rate'] / 1e12:.0f} TFLOP/s.", ""]
+        lines += ["| recipe | micro-batch | tokens/s | MFU | peak memory |", "| --- | ---: | ---: | ---: | ---: |"]
+        for row in report["mfu"]["cells"]:
+            lines.append(
+                f"| {row['recipe']} | {row['micro_batch_tokens']:,} | {row['tokens_per_second']:,.0f} "
+                f"| {row['mfu']:.1%} | {row['peak_bytes'] / 1e9:.1f} GB |"
+            )
+    if "equal" in report:
+        found = report["equal"]
+        lines += ["", f"Gradients, distance from fp32: plain bf16 {found['plain']['mean']:.2e} (worst "]
+        lines[-1] += f"{found['plain']['worst']:.2e}), compiled {found['fused']['mean']:.2e} (worst "
+        lines[-1] += f"{found['fused']['worst']:.2e}): {'equal to rounding' if found['equal'] else 'NOT EQUAL'}."
+    return "\n".join(lines) + "\n"
+
+
+def bring(work: Path, out: Path) -> None:
+    """The newest weights in bf16, in files that are small enough to be sent, and everything small in one archive."""
+    newest = [work / stage / "model.safetensors" for stage in ("sft", "pretrain")]
+    weights = next((path for path in newest if path.is_file()), None)
+    if weights is not None:
+        shard(weights, work, out)
+    with tarfile.open(out / "rest.tar.gz", "w:gz") as archive:
+        for path in sorted(work.rglob("*")):
+            small = path.is_file() and path.suffix != ".safetensors" and path.stat().st_size < 4e6
+            if small and "state" not in path.parts:
+                archive.add(path, path.relative_to(work))
+
+
+def shard(weights: Path, work: Path, out: Path) -> None:
+    """Weights in files of at most SHARD_BYTES under `out`, and under `work` their index, as `transformers` has it."""
+    parts: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in load_file(weights).items():
+        value = tensor.to(torch.bfloat16).contiguous()
+        if size and size + value.nbytes > SHARD_BYTES:
+            parts.append({})
+            size = 0
+        parts[-1][name] = value
+        size += value.nbytes
+    table: dict[str, str] = {}
+    for number, part in enumerate(parts, start=1):
+        file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        write_safetensors(part, out / file)
+        table |= dict.fromkeys(part, file)
+    index = {"metadata": {"from": weights.parent.name}, "weight_map": table}
+    write_text(json.dumps(index, indent=1) + "\n", work / "model.safetensors.index.json")
+
+
+if __name__ == "__main__":
+    main()

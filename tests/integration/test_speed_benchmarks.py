@@ -1,0 +1,146 @@
+"""The arithmetic of the speed benchmarks: what a padded loader feeds, when a curve reaches a score, the batch ramp."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cutaway.recipe import TrainSettings
+from cutaway.training.preparation import Plan
+from training_helpers import conversations
+
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Iterator[Any]:
+    """Loads a script of `benchmarks/` as a module."""
+    sys.path.insert(0, BENCHMARKS)
+    names = ("padded", "speed_ladder", "training_speed", "growth", "gpu_run")
+    yield importlib.import_module
+    sys.path.remove(BENCHMARKS)
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_a_padded_row_is_one_document_cut_and_filled(benchmark: Any) -> None:
+    cache = conversations()
+    wanted = []
+    for index in range(len(cache)):
+        tokens, trained = cache.tokens(index)[:9].tolist(), cache.trained(index)
+        assert trained is not None
+        targets = [token if flag else -100 for token, flag in zip(tokens[1:], trained[1:9].tolist(), strict=True)]
+        wanted.append((tokens[:-1], targets))
+    source = benchmark("padded").PaddedRows(cache, np.arange(len(cache)), 4, 8, seed=0)
+    found = []
+    for _ in range(len(cache) // 4):
+        batch = next(source)
+        assert batch.input_ids.shape == (4, 8)
+        for ids, targets, documents in zip(batch.input_ids, batch.targets, batch.documents, strict=True):
+            used = int((documents >= 0).sum())
+            assert (documents[used:] == -1).all()
+            assert (targets[used:] == -100).all()
+            found.append((ids[:used].tolist(), targets[:used].tolist()))
+    assert sorted(found) == sorted(wanted)
+    assert sum(len(ids) for ids, _ in found) == source.tokens_per_epoch
+
+
+def test_grouped_rows_pad_less_and_resume_where_they_were(benchmark: Any) -> None:
+    padded = benchmark("padded").PaddedRows
+    cache = conversations(400)
+    share = {}
+    for group in (False, True):
+        batches = [
+            next(source) for source in [padded(cache, np.arange(400), 4, 128, seed=0, group=group)] for _ in range(90)
+        ]
+        share[group] = sum(b.useful_tokens() for b in batches) / sum(b.input_ids.numel() for b in batches)
+    assert share[True] > share[False]
+    one, other = (padded(cache, np.arange(400), 4, 128, seed=0, group=True) for _ in range(2))
+    for _ in range(130):
+        next(one)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(next(one).input_ids, next(other).input_ids)
+
+
+CURVE = [
+    {"clock": 0.0, "tokens": 0.0, "bpb": 8.0},
+    {"clock": 10.0, "tokens": 5.0, "bpb": 4.0},
+    {"clock": 30.0, "tokens": 20.0, "bpb": 2.0},
+]
+
+
+def test_a_curve_reaches_a_score_on_the_line_between_two_looks(benchmark: Any) -> None:
+    ladder = benchmark("speed_ladder")
+    assert ladder.time_to(CURVE, 3.0) == 20
+    assert ladder.time_to(CURVE, 6.0, "tokens") == 2.5
+    assert ladder.time_to(CURVE, 1.9) is None
+
+
+def test_twice_as_fast_is_a_factor_of_two_and_the_other_way_a_half(benchmark: Any) -> None:
+    ladder = benchmark("speed_ladder")
+    twice = [point | {"clock": point["clock"] / 2} for point in CURVE]
+    assert ladder.factor(CURVE, twice) == pytest.approx(2)
+    assert ladder.factor(twice, CURVE) == pytest.approx(0.5)
+    # The better one goes on to a lower score: what counts is when it passes the other's end.
+    further = [*twice, {"clock": 30.0, "tokens": 40.0, "bpb": 1.0}]
+    assert ladder.factor(CURVE, further) == pytest.approx(2)
+    assert ladder.factor(further, CURVE) == pytest.approx(0.5)
+
+
+def test_a_ramp_takes_the_tokens_of_the_plan_in_growing_steps(benchmark: Any) -> None:
+    ladder = benchmark("speed_ladder")
+    plan = Plan(TrainSettings(steps=100), rows=1, accumulation=8, per_epoch=1)
+    phases = ladder.ramped(plan)
+    assert [size for _, size in phases] == [2, 4, 8]
+    assert sum(steps * size for steps, size in phases) == 800
+    job = SimpleNamespace(accumulation=0)
+    ramp = ladder.Ramp(iter(range(10**6)), job, phases)
+    sizes = []
+    for _ in range(sum(steps for steps, _ in phases)):
+        sizes.append(job.accumulation)
+        for _ in range(job.accumulation):
+            next(ramp)
+    assert sizes == [size for steps, size in phases for _ in range(steps)]
+
+
+def test_the_ladder_keeps_its_changes_and_branches_leave_the_last_rung(benchmark: Any) -> None:
+    ladder = benchmark("speed_ladder")
+    found = ladder.variants(1e-3, [4096])
+    assert next(iter(found)) == "baseline"
+    assert not found["bf16"].padded
+    assert found["compiled"].settings.precision == "auto"
+    assert found["muon"].settings.adam_lr is None
+    last = found[list(ladder.RUNGS)[-1]]
+    assert found["planned"] == last
+    assert found["z-loss 1e-4"].settings.z_loss == 1e-4
+    assert found["vocabulary of 4096"].vocab_size == 4096
+    assert found["short first"].settings == last.settings
+
+
+def test_growth_compares_with_a_line_and_with_the_flops(benchmark: Any) -> None:
+    growth = benchmark("growth")
+    slope, intercept, off = growth.line_through([1.0, 2.0, 3.0], [3.0, 5.0, 7.0])
+    assert (slope, intercept) == (pytest.approx(2), pytest.approx(1))
+    assert off == pytest.approx(0, abs=1e-9)
+    rows = [
+        {"value": 512, "seconds": 1.0, "tokens": 10, "rate": 1e9, "flops": 100},
+        {"value": 1024, "seconds": 2.4, "tokens": 10, "rate": 1e9, "flops": 200},
+    ]
+    assert growth.against_flops(rows, "flops") == [1, pytest.approx(1.2)]
+
+
+def test_documents_of_a_mixed_batch_do_not_predict_one_another(benchmark: Any) -> None:
+    batch = benchmark("gpu_run").mixed_batch(50, 3, 64)
+    assert batch.input_ids.shape == (3, 64)
+    changed = batch.documents[:, 1:] != batch.documents[:, :-1]
+    assert (batch.targets[:, :-1][changed] == -100).all()
+    assert (batch.positions[:, 1:][changed & (batch.documents[:, 1:] >= 0)] == 0).all()
+    assert (batch.targets[batch.documents < 0] == -100).all()
+    inside = ~changed & (batch.targets[:, :-1] != -100)
+    assert torch.equal(batch.targets[:, :-1][inside], batch.input_ids[:, 1:][inside])
