@@ -106,6 +106,12 @@ bench: $(VENV)/oracle.stamp
 	$(BIN)/python benchmarks/compression.py --data $(DATA)/pretrain_mix.jsonl.xz
 	$(BIN)/python benchmarks/against_transformers.py speed --pretrain $(DATA)/pretrain_mix.jsonl.xz --sft $(DATA)/sft_mix.jsonl.xz --tokenizer runs/bench/tokenizer
 	$(BIN)/python benchmarks/against_transformers.py quality --pretrain $(DATA)/pretrain_mix.jsonl.xz --tokenizer runs/bench/tokenizer
+	$(BIN)/python benchmarks/training_speed.py peers --pretrain $(DATA)/pretrain_mix.jsonl.xz --sft $(DATA)/sft_mix.jsonl.xz --tokenizer runs/bench/tokenizer
+	$(BIN)/python benchmarks/training_speed.py sweep --pretrain $(DATA)/pretrain_mix.jsonl.xz --tokenizer runs/bench/tokenizer
+	$(BIN)/python benchmarks/training_speed.py parts --pretrain $(DATA)/pretrain_mix.jsonl.xz --tokenizer runs/bench/tokenizer
+	$(BIN)/python benchmarks/growth.py --data $(DATA)/pretrain_mix.jsonl.xz --tokenizer runs/bench/tokenizer
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/speed_ladder.py --data $(DATA)/pretrain_mix.jsonl.xz --tokenizer runs/bench/tokenizer --out runs/bench/ladder
 
 clean:
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
