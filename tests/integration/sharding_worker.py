@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cutaway.data.loader import Batch
-from cutaway.errors import UserError
 from cutaway.model.config import ModelConfig
 from cutaway.model.sharded import local, part_of, whole
 from cutaway.model.transformer import CausalLM
@@ -68,10 +67,6 @@ def main(out: str) -> None:
             found["copy"] = max(float((one - other).detach().abs().max()) for one, other in same)
         pattern = next(network.model.parameters())
         found["part"] = bool(torch.equal(whole(part_of(weights["model.embed_tokens.weight"], pattern)), whole(pattern)))
-        try:
-            Network(model(), ranks, torch.float16).shard()
-        except UserError as error:
-            found["fp16"] = str(error)
         if dist.get_rank() == 0:
             Path(out).write_text(json.dumps(found), encoding="utf-8")
 

@@ -3,11 +3,17 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from run_helpers import environment
+from sharding_worker import CONFIG
+
+from cutaway.errors import UserError
+from cutaway.training.distributed import check_sharding
 
 pytestmark = pytest.mark.slow
 WORKER = str(Path(__file__).with_name("sharding_worker.py"))
@@ -47,5 +53,10 @@ def test_a_whole_copy_and_a_part_are_what_they_are_made_of(found: dict[str, Any]
     assert found["part"]
 
 
-def test_loss_scaling_and_sharding_exclude_each_other(found: dict[str, Any]) -> None:
-    assert "use bf16 or fp32" in found["fp16"]
+@pytest.mark.parametrize(
+    ("experts", "dtype", "said"), [(0, torch.float16, "use bf16 or fp32"), (4, torch.bfloat16, "leave --sharding off")]
+)
+def test_what_cannot_be_sharded_is_refused_in_one_line(experts: int, dtype: torch.dtype, said: str) -> None:
+    config = replace(CONFIG, num_experts=experts, moe_intermediate_size=32)
+    with pytest.raises(UserError, match=said):
+        check_sharding(config, dtype)

@@ -33,6 +33,7 @@ from cutaway.recipe import (
     ModelSettings,
     Recipe,
     RunSettings,
+    ShardSettings,
     TrainSettings,
     load_recipe,
     load_run,
@@ -44,7 +45,7 @@ from cutaway.training.card import write_card
 from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.curves import draw_curves
 from cutaway.training.derive import FINE_TUNING, Rule
-from cutaway.training.distributed import Ranks, restarted
+from cutaway.training.distributed import Ranks, check_sharding, restarted
 from cutaway.training.loop import Job, Source, Step, fit
 from cutaway.training.metrics import matmul_rate
 from cutaway.training.network import Network
@@ -156,9 +157,16 @@ def build_network(model: CausalLM, settings: TrainSettings, ranks: Ranks) -> Net
     longest = model.config.max_position_embeddings
     if settings.row_length > longest:
         raise UserError(f"row_length is {settings.row_length}, the model's max_position_embeddings only {longest}")
+    dtype = pick_dtype(settings.precision, ranks.device)
+    if _is_sharded(settings):
+        check_sharding(model.config, dtype)
     keep_freed_memory()
     torch.set_float32_matmul_precision("high")
-    return Network(model, ranks, pick_dtype(settings.precision, ranks.device))
+    return Network(model, ranks, dtype)
+
+
+def _is_sharded(settings: TrainSettings) -> bool:
+    return isinstance(settings, ShardSettings) and settings.sharding == "on"
 
 
 def question_prompts(tokenizer: Tokenizer) -> dict[str, list[int]]:
@@ -203,7 +211,7 @@ def train(material: Material, recipe: Recipe, run: RunSettings, *, started: floa
             rows.close()
     batches = material.source(plan.rows)
     rate = matmul_rate(ranks.device, network.dtype)
-    if getattr(settings, "sharding", "off") == "on":
+    if _is_sharded(settings):
         network.shard()
     else:
         network.wrap()

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cutaway.errors import UserError
+from cutaway.model.config import ModelConfig
 from cutaway.model.transformer import CausalLM
 from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.precision import pick_device
@@ -110,15 +111,21 @@ def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
-def shard(model: CausalLM, ranks: Ranks, dtype: torch.dtype) -> None:
+def check_sharding(config: ModelConfig, dtype: torch.dtype) -> None:
+    """Refuse, before any work, what `shard` cannot do."""
+    if dtype == torch.float16:
+        raise UserError("sharding is not possible in fp16, whose loss scaling needs whole gradients: use bf16 or fp32")
+    if config.num_experts:
+        raise UserError("sharding splits rows of matrices, not stacks of experts: leave --sharding off")
+
+
+def shard(model: CausalLM, ranks: Ranks) -> None:
     """Leave every rank 1/world of the rows of each weight, and so of its gradient and of the optimizer's state (FSDP2).
 
     A layer's weights are gathered when it is about to compute, forward and backward, and dropped after it; gradients
     are averaged over ranks on their way back to their rows. Weights are sent in fp32, so that one process computes the
     same from them. Zhao et al., "PyTorch FSDP", arXiv 2304.11277.
     """
-    if dtype == torch.float16:
-        raise UserError("sharding is not possible in fp16, whose loss scaling needs whole gradients: use bf16 or fp32")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

@@ -45,7 +45,7 @@ class Network:
     def shard(self) -> None:
         """From here on each rank holds a part of every weight; alone, all of it."""
         if self.ranks.world > 1:
-            shard(self.model, self.ranks, self.dtype)
+            shard(self.model, self.ranks)
             self.sharded = True
 
     def synchronised_at(self, last: bool) -> AbstractContextManager[None]:
