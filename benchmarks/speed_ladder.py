@@ -27,7 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,10 @@ def main() -> None:
     parser.add_argument("--lrs", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3])
     parser.add_argument("--vocabularies", type=int, nargs="*", default=[4096, 12288])
     parser.add_argument("--only", nargs="*", help="rungs and branches; both ends are always there")
+    parser.add_argument("--row-length", type=int, default=512)
+    parser.add_argument("--batch-tokens", type=int, default=8192, help="of the baseline, padding included")
+    parser.add_argument("--steps", type=int, help="a fixed number in place of minutes, to try the script")
+    parser.add_argument("--skip", nargs="*", default=[], help="rungs to leave out of the ladder, such as compiled")
     parser.add_argument("--scripts", default="keep")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -156,18 +160,26 @@ def main() -> None:
     draw(results, out / "ladder.png")
 
 
-def variants(lr: float, vocabularies: list[int]) -> dict[str, Variant]:
+def variants(baseline: Variant, vocabularies: Sequence[int], skip: Sequence[str] = ()) -> dict[str, Variant]:
     """Baseline, rungs, branches and the planned run, by name, in order."""
-    rung = setting(adam_lr=lr)(Variant())
+    rung = baseline
     found = {"baseline": rung}
     for name, change in RUNGS.items():
-        rung = change(rung)
-        found[name] = rung
+        if name not in skip:
+            rung = change(rung)
+            found[name] = rung
     for name, change in BRANCHES.items():
         found[name] = change(rung)
     for size in vocabularies:
         found[f"vocabulary of {size}"] = replace(rung, vocab_size=size)
     return found | {"planned": rung}
+
+
+def chosen(arguments: argparse.Namespace, lr: float) -> dict[str, Variant]:
+    """The variants that the flags ask for, on a baseline of that learning rate."""
+    sizes = {"row_length": arguments.row_length, "batch_tokens": arguments.batch_tokens}
+    sizes["micro_batch_tokens"] = min(8192, arguments.batch_tokens)
+    return variants(setting(adam_lr=lr, **sizes)(Variant()), arguments.vocabularies, arguments.skip)
 
 
 def climb(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
@@ -177,7 +189,7 @@ def climb(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     if len(tried) > 1 and best in (arguments.lrs[0], arguments.lrs[-1]):
         print(f"the best learning rate, {best:g}, is at the edge of those tried")
     results: dict[str, list[dict[str, Any]]] = {}
-    for name in variants(best, arguments.vocabularies):
+    for name in chosen(arguments, best):
         wanted = arguments.only is None or name in ("baseline", list(RUNGS)[-1], *arguments.only)
         seeds = arguments.planned_seeds if name == "planned" else arguments.seeds
         minutes = arguments.minutes * (SHARE if name == "planned" else 1)
@@ -225,8 +237,10 @@ def train(arguments: argparse.Namespace, name: str, seed: int, lr: float, minute
     """The process of one run: data, model, plan, the product's loop, `result.json`."""
     keep_freed_memory()
     torch.set_float32_matmul_precision("high")
-    variant = variants(lr, arguments.vocabularies)[name]
+    variant = chosen(arguments, lr)[name]
     settings = replace(variant.settings, minutes=minutes, seed=seed, holdout_tokens=HOLDOUT, sample_every=0)
+    if arguments.steps:
+        settings = replace(settings, minutes=None, steps=arguments.steps)
     tokenizer = tokenizer_of(arguments, variant)
     cache = build_cache([arguments.data], tokenizer, "pretrain", scripts=arguments.scripts)
     training, heldout = split(arguments, cache, seed)

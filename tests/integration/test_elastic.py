@@ -56,8 +56,8 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(sharding: str
         assert launcher.wait(timeout=900) == 0, log.read_text(encoding="utf-8")
     again = [int(step) for step in re.findall(r"going on from step (\d+) of", log.read_text(encoding="utf-8"))]
     assert len(again) == 1
-    # A step that was under way when the signal came may have ended, and its checkpoint been written, after `reached`.
-    assert again[0] > reached - SAVE_EVERY
+    # A step is logged before its checkpoint is written, which the signal may have come between.
+    assert again[0] >= reached - SAVE_EVERY
     assert again[0] % SAVE_EVERY == 0
     steps = [row["step"] for row in rows_of(run) if "loss" in row]
     assert steps == list(range(1, STEPS + 1))

@@ -111,7 +111,7 @@ def test_a_ramp_takes_the_tokens_of_the_plan_in_growing_steps(benchmark: Any) ->
 
 def test_the_ladder_keeps_its_changes_and_branches_leave_the_last_rung(benchmark: Any) -> None:
     ladder = benchmark("speed_ladder")
-    found = ladder.variants(1e-3, [4096])
+    found = ladder.variants(ladder.Variant(), [4096])
     assert next(iter(found)) == "baseline"
     assert not found["bf16"].padded
     assert found["compiled"].settings.precision == "auto"

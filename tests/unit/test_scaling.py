@@ -18,7 +18,7 @@ from cutaway.training.scaling import (
     step_time,
     work_of,
 )
-from model_helpers import random_model
+from model_helpers import random_model, tiny_config
 
 WORK = Work(flops=6e15, parameters=25_000_000, layers=8, micro_batches=2, muon_values=0, muon_flops=0)
 CLUSTER = Cluster(flops=1e14, memory_bandwidth=1e12, inside=NVLINK, between=ETHERNET, per_node=8, overlap=0.0)
@@ -88,7 +88,7 @@ def test_ranks_share_the_iterations_of_muon() -> None:
 
 
 def test_the_work_of_a_model_is_counted_as_elsewhere() -> None:
-    model = random_model()
+    model = random_model(tiny_config())
     work = work_of(model, batch_tokens=1024, micro_batch_tokens=128, row_length=64, world=4, muon=True)
     assert work.flops == 1024 * model.flops_per_token(64)
     assert work.micro_batches == 2

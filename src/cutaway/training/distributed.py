@@ -80,8 +80,23 @@ def start_ranks() -> Ranks:
     if world > 1 and not dist.is_initialized():
         # The others wait while the first rank tokenises, which can take longer than the default of ten minutes.
         timeout = datetime.timedelta(hours=4)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        store = _fresh_store(timeout)
+        where: dict[str, Any] = {} if store is None else {"store": store, "rank": rank, "world_size": world}
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout, **where)
     return Ranks(rank, world, device)
+
+
+def _fresh_store(timeout: datetime.timedelta) -> dist.Store | None:
+    """Where the ranks of a restart find each other; None for torch's own way.
+
+    torchrun's store outlives the processes, and in it are still the addresses of those that died: the new ones would
+    call them and fail (pytorch issue 135712). So each restart has keys of its own.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if not attempt or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.PrefixStore(f"restart-{attempt}", dist.TCPStore(address, port, is_master=False, timeout=timeout))
 
 
 def stop_ranks(ranks: Ranks) -> None:
