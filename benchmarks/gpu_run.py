@@ -138,18 +138,12 @@ def has_opencc() -> bool:
 
 def make_tokenizer(arguments: argparse.Namespace, scripts: str, out: Path) -> None:
     """What `cutaway tokenizer train` does, without the command."""
-    from cutaway.data.formats import read_records
-    from cutaway.data.scripts import convert_document, parse_scripts
+    from cutaway.data.texts import read_texts
     from cutaway.recipe import TokenizerSettings
     from cutaway.tokenization.train import train_tokenizer
 
-    mix, texts, size = parse_scripts(scripts), [], 0
-    for record in read_records([arguments.pretrain], "pretrain"):
-        texts.append(convert_document(record.value["text"], mix, 0))
-        size += len(texts[-1].encode())
-        if size > 32_000_000:
-            break
-    train_tokenizer(texts, TokenizerSettings(vocab_size=arguments.vocab_size)).save(out)
+    settings = TokenizerSettings(vocab_size=arguments.vocab_size, scripts=scripts)
+    train_tokenizer(read_texts([arguments.pretrain], scripts), settings).save(out)
 
 
 def stage_process(stage: str, recipe: Path, log: Path) -> None:

@@ -86,7 +86,7 @@ def start_ranks() -> Ranks:
     return Ranks(rank, world, device)
 
 
-def _fresh_store(timeout: datetime.timedelta) -> dist.Store | None:
+def _fresh_store(timeout: datetime.timedelta) -> Any:
     """Where the ranks of a restart find each other; None for torch's own way.
 
     torchrun's store outlives the processes, and in it are still the addresses of those that died: the new ones would
@@ -96,7 +96,8 @@ def _fresh_store(timeout: datetime.timedelta) -> dist.Store | None:
     if not attempt or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.PrefixStore(f"restart-{attempt}", dist.TCPStore(address, port, is_master=False, timeout=timeout))
+    shared = dist.TCPStore(address, port, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
+    return dist.PrefixStore(f"restart-{attempt}", shared)  # type: ignore[attr-defined]
 
 
 def stop_ranks(ranks: Ranks) -> None:
