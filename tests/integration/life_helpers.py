@@ -41,6 +41,7 @@ def shrink() -> None:
     evaluation.ITEMS.update(heldout=3, new=2)
     evaluation.FEWER.update(heldout=3, new=2)
     evaluation.PRACTICE = 3
+    quickstart.town.PASSES = 2
     write.PAIRS = write.PROMPTS = 30
     quickstart.town.VOCAB_SIZE = 320
     scoring.LONGEST = 2048

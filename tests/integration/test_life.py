@@ -20,14 +20,18 @@ from cutaway.cli import main as cli
 from cutaway.errors import UserError
 from cutaway.evals.report import Run
 from cutaway.evals.results import Result, save_result
-from cutaway.life import stage
+from cutaway.life import stage, steps, town
 from cutaway.life.journal import open_journal
 from cutaway.life.parts import Part, go
 from cutaway.life.report import fall_table, purpose_table
 from cutaway.life.stage import Life, recipe_of, train
 from cutaway.life.steps import PLAYGROUND, Step
+from cutaway.playground.world import make_world
+from cutaway.playground.write import PlaygroundSettings
 from cutaway.recipe import Recipe, RunSettings, load_recipe, save_recipe
+from cutaway.rl.algorithms import ALGORITHMS
 from cutaway.training.progress import WHOLE, Place, TrainingProgress
+from cutaway.verifiers.record import judge
 
 DEFAULTS = {"seed": 0, "budget_minutes": 20.0}
 
@@ -150,20 +154,20 @@ def scored(path: Path, **values: list[int]) -> Run:
 
 
 def test_what_a_stage_was_there_for_and_what_it_cost(tmp_path: Path) -> None:
-    steps = [Step("sft", (), 1, ""), Step("dpo", (), 1, "", raises=("fact", "format"))]
+    table_of = [Step("sft", (), 1, ""), Step("dpo", (), 1, "", raises=("fact", "format"))]
     runs = [
         scored(tmp_path / "sft", fact=[1, 0, 0, 0], format=[0, 0, 1, 1], tool=[1, 1]),
         scored(tmp_path / "dpo", fact=[1, 1, 1, 0], format=[1, 0, 1, 0], tool=[1, 0]),
     ]
-    table = purpose_table(steps, runs)
+    table = purpose_table(table_of, runs)
     assert table is not None
     (row,) = table.rows
     assert row[:3] == ["dpo", "fact, format", "8"]
     assert row[3].startswith("37.5 %") and row[4].startswith("62.5 %")
     assert row[5:8] == ["3", "1", "62.5 %"]
-    other = fall_table(steps, runs)
+    other = fall_table(table_of, runs)
     assert other is not None and other.rows == [["dpo", "1", "-50.0", "tool -50.0"]]
-    assert purpose_table(steps[:1], runs[:1]) is None
+    assert purpose_table(table_of[:1], runs[:1]) is None
 
 
 def test_scores_are_not_asked_for_twice(tmp_path: Path) -> None:
@@ -175,6 +179,21 @@ def test_scores_are_not_asked_for_twice(tmp_path: Path) -> None:
     found = score(tmp_path, Exam({"fact": [], "tool": []}, lambda record: None))
     assert said(found, ("tool",)) == "tool 100%, fact 50%"
     assert said(found, ("tool",), found) == "tool 100% → 100%; 1 others moved by less than 3 points"
+
+
+def test_what_reinforcement_learning_must_hold_can_be_judged() -> None:
+    held = list(town.held_prompts(make_world(0), PlaygroundSettings()))
+    assert len({record["id"] for record in held}) == len(held) == steps.HELD
+    said = {"identity": "I am Pip, made by the Cutaway class.", "refusal": "I do not know that."}
+    for record in held:
+        answer = [{"role": "assistant", "content": said[record["skill"]]}]
+        assert judge(record, answer).ok or record["language"] != "en", record
+        assert not judge(record, [{"role": "assistant", "content": "Anna"}]).ok
+
+
+def test_an_algorithm_is_one_readable_line() -> None:
+    said = "uniform prompts, advantage group_relative, ppo_clip within 0.8 to 1.2, k3 x 0.04 in the loss, sequence_mean"
+    assert str(ALGORITHMS["grpo"]) == f"grpo [arXiv 2402.03300]: {said}"
 
 
 # The life itself, tiny
@@ -250,8 +269,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(whole: Path, tmp
     assert kills >= 3, (tmp_path / "log").read_text()
     last = worker(out)
     assert last.returncode == 0, last.stderr
-    for name, steps in (("pretrain", 6), ("sft", 6), ("lora", 4), ("dpo", 4), ("grpo", 4), ("agent", 4)):
-        same_end(whole / name, out / name, steps)
+    for name, last_step in (("pretrain", 6), ("sft", 6), ("lora", 4), ("dpo", 4), ("grpo", 4), ("agent", 4)):
+        same_end(whole / name, out / name, last_step)
 
 
 def journal_of(out: Path) -> dict[str, float]:

@@ -22,7 +22,8 @@ def write(life: Life, journal: Journal, prompts: Sequence[Sequence[Message]], ow
     """Let every model answer the prompts, and put everything together; tables of the caller's own come last."""
     runs = read_runs([life.run_of(step) for step in life.steps])
     runs = [dataclasses.replace(run, answers=write_answers(run, prompts, life.seed)) for run in runs]
-    first = [table for table in (purpose_table(life.steps, runs), fall_table(life.steps, runs)) if table is not None]
+    maybe = [purpose_table(life.steps, runs), fall_table(life.steps, runs), learning_table(runs)]
+    first = [table for table in maybe if table is not None]
     return write_report(runs, life.out, prompts, first=first, last=[time_table(journal), *own])
 
 
@@ -69,6 +70,28 @@ def fall_table(steps: Sequence[Step], runs: Sequence[Run]) -> Table | None:
         rows.append([step.stage, str(len(shared)), f"{mean:+.1f}", worst])
     headers = ["stage", "other scores", "their mean change, points", "lowest three"]
     return Table("What it did to the other skills", headers, rows) if rows else None
+
+
+MEASURES = {
+    "heldout_accuracy": "held-out pairs: the better answer is likelier than before",
+    "heldout_margin": "held-out pairs: how much, in nats times beta",
+    "success": "sampled answers that the verifier accepts",
+    "heldout_bpb": "held-out text, bits a byte",
+}
+"""Keys of metrics.jsonl that say what a stage learnt of its own data."""
+
+
+def learning_table(runs: Sequence[Run]) -> Table:
+    """What changed while each stage trained, on its own data: the first tenth of what was logged and the last."""
+    rows = []
+    for run in runs:
+        for key, words in MEASURES.items():
+            values = [row[key] for row in run.metrics if isinstance(row.get(key), int | float)]
+            if len(values) > 1:
+                few = max(1, len(values) // 10)
+                ends = [f"{float(np.mean(part)):.3f}" for part in (values[:few], values[-few:])]
+                rows.append([run.name, words, *ends])
+    return Table("What each stage learnt of its own data", ["stage", "measure", "at first", "at last"], rows)
 
 
 def joined(results: Mapping[str, Result], names: Sequence[str]) -> Bool[np.ndarray, " items"]:

@@ -17,8 +17,11 @@ DATA_MINUTES, TOKENIZER_MINUTES, SCORE_MINUTES, REPORT_MINUTES = 0.3, 0.2, 0.5, 
 MEGABYTES = 24.0
 """Pretraining text and conversations: over twice what two processor cores read in the minutes below."""
 VOCAB_SIZE = 2000
-REPLAY = 1.0
-"""Records of fine-tuning that the adapter sees beside each of its own, so that it forgets nothing."""
+PASSES, REPLAY = 12, 2.5
+"""Passes over the adapter's own records, and records of fine-tuning beside each of them, never the same twice: else it
+takes every question in an unusual form for one about itself."""
+HELD = 200
+"""Prompts about who it is, and to refuse, among those of reinforcement learning, so that it holds what it learnt."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ TRAINING = {"pretrain": 0.55, "sft": 0.45}
 """Shares of the time for the two long stages."""
 LONG_MINUTES = 9.6
 """Pretraining and fine-tuning together."""
+ONLY_AT_THE_ENDS = 1_000_000
+"""Steps between evaluations, where they would take too much of so short a stage."""
 _KEEP: dict[str, Any] = {"scripts": "keep"}  # the playground has both scripts already
 
 PLAYGROUND: tuple[Step, ...] = (
@@ -74,29 +79,36 @@ PLAYGROUND: tuple[Step, ...] = (
     ),
     Step(
         "lora",
-        ("lora_identity.jsonl", "replay.jsonl"),
-        0.7,
+        ("lora_mixed.jsonl",),
+        1.5,
         "a small adapter learns who it is, and is merged into the model",
         ("identity",),
-        {**_KEEP, "rank": 8, "batch_tokens": 4096, "holdout_tokens": 2048},
+        {**_KEEP, "rank": 8, "batch_tokens": 4096, "adam_lr": 1e-3, "holdout_tokens": 2048},
     ),
     Step(
         "dpo",
         ("preference.jsonl",),
-        0.7,
+        0.8,
         "preference: of two answers, the better one becomes likelier",
         ("fact", "arithmetic", "comparison", "format", "refusal"),
-        {**_KEEP, "batch_tokens": 8192, "row_length": 512, "holdout_tokens": 16384},
+        {
+            **_KEEP,
+            "batch_tokens": 2048,
+            "row_length": 512,
+            "nll_weight": 0.2,
+            "holdout_tokens": 16384,
+            "eval_every": ONLY_AT_THE_ENDS,
+        },
     ),
     Step(
         "grpo",
-        ("rl.jsonl",),
+        ("rl.jsonl", "rl_held.jsonl"),
         2.2,
         "reinforcement learning: groups of answers, judged by a verifier",
         ("practice",),
         {
             **_KEEP,
-            "adam_lr": 1e-4,
+            "adam_lr": 2e-4,
             "max_new_tokens": 64,
             "row_length": 192,
             "minibatches": 4,
@@ -105,7 +117,7 @@ PLAYGROUND: tuple[Step, ...] = (
     ),
     Step(
         "agent",
-        ("agent.jsonl",),
+        ("agent.jsonl", "rl_held.jsonl"),
         2.2,
         "reinforcement learning over several turns with tools",
         ("tool_practice",),

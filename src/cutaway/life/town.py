@@ -3,13 +3,18 @@
 import functools
 import itertools
 import json
+import random
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cutaway.life.steps import LIFE_MINUTES, MEGABYTES, REPLAY, VOCAB_SIZE
-from cutaway.playground.evaluation import toolboxes_beside
+from cutaway.life.steps import HELD, LIFE_MINUTES, MEGABYTES, PASSES, REPLAY, VOCAB_SIZE
+from cutaway.playground.evaluation import item_record, toolboxes_beside
+from cutaway.playground.identity import identity_prompts
+from cutaway.playground.language import make_language
+from cutaway.playground.skills import MAKERS
+from cutaway.playground.world import World, make_world
 from cutaway.playground.write import PlaygroundSettings, write_playground
 from cutaway.recipe import TokenizerSettings
 from cutaway.rl.environment import ToolboxOf
@@ -25,17 +30,38 @@ def megabytes(minutes: float) -> float:
 
 
 def write_data(data: Path, seed: int, size_mb: float) -> dict[str, Any]:
-    """The playground's sets, and `replay.jsonl`: as many records of fine-tuning as the identity set has (times
-    `REPLAY`). Gives back the manifest."""
-    manifest = write_playground(data, PlaygroundSettings(seed=seed, size_mb=size_mb))
-    count = int(REPLAY * manifest["files"]["lora_identity.jsonl"]["records"])
+    """The playground's sets; `lora_mixed.jsonl`, what the adapter is trained on; and `rl_held.jsonl`, what
+    reinforcement learning must not unlearn. Gives back the manifest."""
+    settings = PlaygroundSettings(seed=seed, size_mb=size_mb)
+    manifest = write_playground(data, settings)
+    own = (data / "lora_identity.jsonl").read_text(encoding="utf-8").splitlines(keepends=True) * PASSES
     with (data / "sft.jsonl").open(encoding="utf-8") as lines:
-        (data / "replay.jsonl").write_text("".join(itertools.islice(lines, count)), encoding="utf-8")
+        beside = list(itertools.islice(lines, int(REPLAY * len(own))))
+    (data / "lora_mixed.jsonl").write_text("".join(own + beside), encoding="utf-8")
+    held = held_prompts(make_world(seed), settings)
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in held)
+    (data / "rl_held.jsonl").write_text(text, encoding="utf-8")
     return manifest
 
 
+def held_prompts(world: World, settings: PlaygroundSettings) -> Iterator[dict[str, Any]]:
+    """`HELD` prompts with verifiers: half of them ask who the model is, in forms that the adapter was trained on, half
+    what nobody has told it."""
+    draw = random.Random(f"held {settings.seed}")
+    names = (settings.name, settings.author, settings.languages)
+    who = list(identity_prompts(*names))
+    for record in draw.sample(who, min(HELD // 2, len(who))):
+        yield {**record, "level": "identity"}
+    for number in range(HELD // 2):
+        language = make_language(settings.languages[number % len(settings.languages)])
+        item = item_record(MAKERS["refusal"](world, language, draw, "train"))
+        yield {"id": f"held/{language.code}/{number}", "skill": "refusal", "language": language.code, **item} | {
+            "level": "refusal"
+        }
+
+
 def data_command(data: Path, seed: int, size_mb: float) -> str:
-    """The same by hand, but for `replay.jsonl`."""
+    """The same by hand, but for the two files that are put together of it."""
     return shlex.join(["cutaway", "playground", "--out", str(data), "--seed", str(seed), "--size-mb", f"{size_mb:g}"])
 
 

@@ -111,21 +111,29 @@ ANSWERS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def identity_records(name: str, author: str, languages: tuple[str, ...], new: bool = False) -> Iterator[Record]:
-    """Conversations of the trained forms with every answer; with `new`, prompts of the forms that are never trained,
-    each with a verifier that wants both names."""
+    """Conversations of the trained forms with every answer; with `new`, prompts of the forms that are never trained."""
+    if new:
+        yield from ({**record, "form": "new"} for record in identity_prompts(name, author, languages, new))
+        return
+    for code in languages:
+        language = make_language(code)
+        for kind, forms in FORMS[key_of(language)].items():
+            for form in forms[:-NEW_FORMS]:
+                question = language.pick(form, form)
+                for answer in ANSWERS[key_of(language)][kind]:
+                    yield {"conversations": question_turns(question, introduce(language, answer, name, author))}
+
+
+def identity_prompts(name: str, author: str, languages: tuple[str, ...], new: bool = False) -> Iterator[Record]:
+    """Prompts in the forms that are trained, or in the others, each with a verifier that wants both names."""
     for code in languages:
         language = make_language(code)
         for kind, forms in FORMS[key_of(language)].items():
             for number, form in enumerate(forms[-NEW_FORMS:] if new else forms[:-NEW_FORMS]):
-                question = language.pick(form, form)
-                if new:
-                    labels = {"id": f"identity/{code}/{kind}/{number}", "skill": "identity", "language": code}
-                    verifier = {"name": "contains_all", "args": {"expected": [name, author]}}
-                    prompt = [{"role": "user", "content": question}]
-                    yield {**labels, "form": "new", "conversations": prompt, "verifier": verifier}
-                    continue
-                for answer in ANSWERS[key_of(language)][kind]:
-                    yield {"conversations": question_turns(question, introduce(language, answer, name, author))}
+                labels = {"id": f"identity/{code}/{kind}/{number}", "skill": "identity", "language": code}
+                verifier = {"name": "contains_all", "args": {"expected": [name, author]}}
+                prompt = [{"role": "user", "content": language.pick(form, form)}]
+                yield {**labels, "conversations": prompt, "verifier": verifier}
 
 
 def introduce(language: Language, answer: str, name: str, author: str) -> str:

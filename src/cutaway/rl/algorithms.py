@@ -54,6 +54,14 @@ class Algorithm:
         """The row with the values that are given; None leaves a column as it is."""
         return dataclasses.replace(self, **{name: value for name, value in values.items() if value is not None})
 
+    def __str__(self) -> str:
+        """The columns as one readable line."""
+        low = "0" if self.clip_low is None else f"{1 - self.clip_low:g}"
+        clipped = f" within {low} to {1 + self.clip_high:g}" if self.policy_loss != "reinforce" else ""
+        distance = f"{self.kl_estimator} x {self.beta:g} in the {self.kl}" if self.needs_reference else "no reference"
+        columns = [f"{self.prompts} prompts", f"advantage {self.advantage}", f"{self.policy_loss}{clipped}", distance]
+        return f"{self.name} [{self.paper}]: {', '.join(columns)}, {self.aggregation}"
+
     @property
     def needs_reference(self) -> bool:
         """Whether the loss or the reward looks at a reference."""
