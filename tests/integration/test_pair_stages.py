@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import SMALL_RUN, Town, rows_of, same_end
+from run_helpers import SMALL_RUN, Town, blank_model, rows_of, same_end
 
 from cutaway.cli import main as cli
 from cutaway.data.pairs import at_the_end, pair_batches, read_pairs
@@ -128,6 +128,21 @@ def test_relatives_train(loss: str, blank: Path, pairs: Path, tmp_path: Path) ->
     assert trained[-1]["loss"] < trained[0]["loss"]
     assert ("kl" in trained[0]) == (loss == "kto")
     assert all(math.isfinite(value) for row in trained for value in row.values())
+
+
+@pytest.mark.parametrize("stage", ["dpo", "reward"])
+def test_routers_of_experts_are_kept_even(stage: str, town: Town, pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "experts").mkdir()
+    experts = blank_model(town, tmp_path / "experts", num_experts=4, router_aux_loss_coef=0.5, router_z_loss_coef=0.25)
+    run = files(pairs, experts, tmp_path / "run")
+    out = dpo.run(dpo_recipe(steps=1), run) if stage == "dpo" else reward.run(reward_recipe(steps=1), run)
+    (row,) = [row for row in rows_of(out) if "loss" in row]
+    assert row["load_balance"] >= 1 and row["router_z"] > 0
+    # The loss of pairs is that of a coin before the first step.
+    assert row["loss"] == pytest.approx(math.log(2) + 0.5 * row["load_balance"] + 0.25 * row["router_z"], abs=1e-4)
+    assert 0 <= row["expert_load_min"] <= 1 <= row["expert_load_max"] <= 4
+    held = [row for row in rows_of(out) if "heldout_loss" in row]
+    assert held[0]["heldout_loss"] == pytest.approx(math.log(2), abs=1e-4)
 
 
 def test_a_reward_model_orders_pairs(scored: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cutaway.errors import UserError
 from cutaway.model.attention import packed_mask
 from cutaway.model.config import ModelConfig
+from cutaway.model.moe import Routing
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import is_reward_model, read_model
 
@@ -59,12 +60,13 @@ class RewardModel(CausalLM):
         *,
         positions: Int[Tensor, "batch seq"] | None = None,
         documents: Int[Tensor, "batch seq"] | None = None,
+        routing: Routing | None = None,
     ) -> Float[Tensor, "batch seq"]:
         r"""$r_t = w \cdot h_t$ in fp32, $h$ being the final hidden states; arguments as of a `CausalLM`."""
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         mask = None if documents is None else packed_mask(documents)
-        hidden: Tensor = self.model(input_ids, positions, mask, None)
+        hidden: Tensor = self.model(input_ids, positions, mask, None, routing)
         return (hidden.float() * self.score.weight[0]).sum(-1)
 
 

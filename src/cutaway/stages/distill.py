@@ -52,7 +52,7 @@ def run(recipe: Recipe, run: RunSettings) -> Path:
             # What the student wrote itself is no example to learn by heart.
             weight = 0.0 if isinstance(batch, WrittenBatch) else settings.ce_weight
             mixed = weight * ce.sum() + (1 - weight) * settings.temperature**2 * divergence.sum()
-            loss, sums = network.with_router_losses(mixed, routing, batch)
+            loss, sums = network.with_router_losses(mixed, routing, batch, wanted.sum())
             return loss, sums | {"next_token_loss": ce.sum(), "divergence": divergence.sum()}
 
         prompts = shared.question_prompts(tokenizer)

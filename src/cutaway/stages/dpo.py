@@ -20,6 +20,7 @@ from cutaway.data.packing import pack_best_fit
 from cutaway.data.pairs import Pair, PairBatch, assemble_pairs, mismatched
 from cutaway.errors import UserError
 from cutaway.model.lora import switched_off
+from cutaway.model.moe import Routing
 from cutaway.objectives import preference
 from cutaway.objectives.preference import Pairs
 from cutaway.recipe import DPOSettings, Recipe, RunSettings
@@ -48,9 +49,9 @@ def run(recipe: Recipe, run: RunSettings) -> Path:
         reference = reference_of(network, data[0], settings)
         z0 = reference_distance(network, data[0], settings) if settings.loss == "kto" else None
 
-        def measure(batch: PairBatch, held_out: bool) -> dict[str, Tensor]:
+        def measure(batch: PairBatch, held_out: bool, routing: Routing | None) -> dict[str, Tensor]:
             """Loss and metrics of every pair of a batch."""
-            pairs = compare(network, batch, reference, local=held_out)
+            pairs = compare(network, batch, reference, held_out, routing)
             loss = pair_losses(pairs, settings, z0(batch) if z0 is not None else None)
             return {"loss": loss} | metrics(pairs, settings)
 
@@ -67,9 +68,11 @@ def run(recipe: Recipe, run: RunSettings) -> Path:
         return shared.train(material, shared.with_shape(recipe, model), run, rules=rules, started=started)
 
 
-def compare(network: Network, batch: PairBatch, reference: Reference, local: bool) -> Pairs:
+def compare(
+    network: Network, batch: PairBatch, reference: Reference, local: bool, routing: Routing | None = None
+) -> Pairs:
     """The log-probabilities of both answers, under the policy in one forward pass, and under the reference."""
-    logprobs, tokens = per_answer(-network.token_losses(batch, local=local), batch)
+    logprobs, tokens = per_answer(-network.token_losses(batch, local=local, routing=routing), batch)
     return Pairs(*logprobs.unbind(1), *reference(batch).unbind(1), *tokens.unbind(1))
 
 

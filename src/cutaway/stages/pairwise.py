@@ -9,15 +9,17 @@ from torch import Tensor
 
 from cutaway.data.pairs import Pair, PairBatch, PairSource, pair_batches, read_pairs, split_pairs
 from cutaway.errors import UserError
+from cutaway.model.moe import Routing
 from cutaway.recipe import RunSettings, TrainSettings
 from cutaway.stages.shared import Evaluation, Material
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.network import Network
 from cutaway.training.preparation import check_settings
 
-Measure = Callable[[PairBatch, bool], dict[str, Tensor]]
-"""From a batch, and whether it is held out, to values a pair; `loss` is among them. What is held out goes past the
-wrapper for ranks (`local`), since ranks may have different numbers of such batches."""
+Measure = Callable[[PairBatch, bool, Routing | None], dict[str, Tensor]]
+"""From a batch, whether it is held out, and what its forward pass is to fill with the routers' choices, to values a
+pair; `loss` is among them. What is held out goes past the wrapper for ranks (`local`), since ranks may have different
+numbers of such batches."""
 Means = dict[str, float]
 Data = tuple[list[Pair], list[int], list[int]]
 """Pairs, and the indices of those to train on and of those held out."""
@@ -59,8 +61,10 @@ def pairwise(
 
     def step(batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sums over the pairs; the loop divides by their number."""
-        sums = {key: values.sum() for key, values in measure(batch, False).items()}
-        return sums.pop("loss"), sums
+        routing = network.routing()
+        sums = {key: values.sum() for key, values in measure(batch, False, routing).items()}
+        loss, more = network.with_router_losses(sums.pop("loss"), routing, batch, batch.pairs())
+        return loss, sums | more
 
     def held_pairs(rows: int) -> list[PairBatch]:
         return list(pair_batches(pairs, heldout, rows, seq))
@@ -96,7 +100,7 @@ def evaluation(
                 continue
             counts = 1.0 if number % ranks.world == ranks.rank else 0.0
             with torch.set_grad_enabled(network.compiled):
-                found = measure(batch.to(ranks.device), True)
+                found = measure(batch.to(ranks.device), True, None)
             for key, values in found.items():
                 sums[key] = sums.get(key, 0.0) + counts * float(values.detach().double().sum())
         totals = ranks.sum_all(list(sums.values()))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cutaway.data.pairs import PairBatch, at_the_end
 from cutaway.errors import UserError
+from cutaway.model.moe import Routing
 from cutaway.model.reward import RewardModel
 from cutaway.objectives.reward import bradley_terry, brier, calibration_gaps
 from cutaway.recipe import Recipe, RunSettings
@@ -38,9 +39,9 @@ def run(recipe: Recipe, run: RunSettings) -> Path:
         model = RewardModel.on(base)
         network = shared.build_network(model, settings, ranks)
 
-        def measure(batch: PairBatch, held_out: bool) -> dict[str, Tensor]:
+        def measure(batch: PairBatch, held_out: bool, routing: Routing | None) -> dict[str, Tensor]:
             """Loss and metrics of every pair of a batch."""
-            scores, _ = per_answer(network.forward(batch, local=held_out), batch)
+            scores, _ = per_answer(network.forward(batch, local=held_out, routing=routing), batch)
             chosen, rejected = scores.unbind(1)
             found = metrics(chosen.detach(), rejected.detach(), held_out)
             return {"loss": bradley_terry(chosen, rejected, settings.centre)} | found

@@ -82,26 +82,28 @@ class Network:
         once a trained token, the routers' losses of accumulated batches average as the next-token loss does.
         """
         routing = self.routing()
-        return self.with_router_losses(self.token_losses(batch, z_loss, routing=routing).sum(), routing, batch)
+        next_token = self.token_losses(batch, z_loss, routing=routing).sum()
+        loss, sums = self.with_router_losses(next_token, routing, batch, (batch.targets != IGNORE).sum())
+        return loss, {"next_token_loss": next_token} | sums if sums else {}
 
     def routing(self) -> Routing | None:
         """What a forward pass fills with what the routers said; None where there are none."""
         return Routing() if self.model.config.num_experts else None
 
     def with_router_losses(
-        self, next_token: Float[Tensor, ""], routing: Routing | None, batch: Batch
+        self, loss: Float[Tensor, ""], routing: Routing | None, batch: Batch, count: Tensor | int
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """A sum over trained tokens with the routers' losses added to it, as in `training_loss`."""
+        """A sum over `count` trained tokens or pairs, which the loop divides by, with the routers' losses added to it
+        as in `training_loss`; and sums to log, none without routers."""
         config = self.model.config
         if routing is None:
-            return next_token, {}
-        top_k = config.num_experts_per_tok
-        trained, mask = (batch.targets != IGNORE).sum(), (batch.documents >= 0).flatten()
-        balance, router_z = (trained * value for value in routing.losses(top_k, mask))
+            return loss, {}
+        top_k, mask = config.num_experts_per_tok, (batch.documents >= 0).flatten()
+        balance, router_z = (count * value for value in routing.losses(top_k, mask))
         load = routing.load(top_k, mask)
-        loss = next_token + config.router_aux_loss_coef * balance + config.router_z_loss_coef * router_z
-        sums = {"next_token_loss": next_token, "load_balance": balance, "router_z": router_z}
-        return loss, sums | {"expert_load_max": trained * load.max(), "expert_load_min": trained * load.min()}
+        loss = loss + config.router_aux_loss_coef * balance + config.router_z_loss_coef * router_z
+        sums = {"load_balance": balance, "router_z": router_z}
+        return loss, sums | {"expert_load_max": count * load.max(), "expert_load_min": count * load.min()}
 
     def token_losses(
         self, batch: Batch, z_loss: float = 0.0, local: bool = False, routing: Routing | None = None
