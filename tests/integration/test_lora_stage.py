@@ -1,13 +1,17 @@
 """`cutaway lora` and `cutaway merge` from the command line: files, resume, and mistakes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from run_helpers import SIZES, Town, cutaway, rows_of
 
+from cutaway.errors import UserError
 from cutaway.model.weights import load_model, read_safetensors_file
+from cutaway.recipe import RunSettings
+from cutaway.stages.shared import prepare_out
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,16 @@ def test_resume_is_exact(town: Town, base: Path, adapter: Path, tmp_path: Path) 
     expected, _ = read_safetensors_file(adapter / "adapter_model.safetensors")
     for name, tensor in read_safetensors_file(run / "adapter_model.safetensors")[0].items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_run_that_had_not_yet_a_checkpoint_begins_again(adapter: Path, base: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "state")
+    run = RunSettings(init=str(base), out=str(tmp_path / "run"))
+    with pytest.raises(UserError, match="holds a model that is not a run of this kind"):
+        prepare_out(run)  # a finished adapter without its state is not overwritten
+    (tmp_path / "run" / "adapter_model.safetensors").unlink()
+    assert prepare_out(run) == tmp_path / "run"
 
 
 def test_merge(adapter: Path, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def prepare_out(run: RunSettings) -> Path:
     steps = Checkpoints(out, 1).steps()
     if steps and not run.resume:
         raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
-    if not steps and (any(out.glob("model*.safetensors")) or is_adapter(out)):
+    if not steps and any(path for name in ("model*.safetensors", "adapter_model*") for path in out.glob(name)):
         raise UserError(f"{out} holds a model that is not a run of this kind: choose another --out")
     if run.resume and not steps:
         raise UserError(f"{out}: no checkpoint to resume from; start the run again without --resume")
