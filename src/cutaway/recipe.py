@@ -436,6 +436,22 @@ class RunSettings:
     """Go on from the last checkpoint in --out."""
 
 
+@dataclass(frozen=True)
+class PlanSettings:
+    """Where the run would be, and what is known of its data."""
+
+    gpu: str | None = None
+    """A card of the table (rtx3090, a100-80, h100, ...; --gpu list prints it); default: this machine, measured."""
+    mfu: float = 0.4
+    """Share of the card's peak that the run reaches, for --gpu."""
+    data: tuple[str, ...] = ()
+    """Training files, to count their tokens exactly (with --init); what is tokenised here the run need not tokenise."""
+    init: str | None = None
+    """Tokenizer or model directory, for the size of the vocabulary or of the model."""
+    data_tokens: int | None = None
+    """Tokens in one pass over the data, where --data is not given."""
+
+
 def builtin_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     folder = resources.files("cutaway") / "recipes"

@@ -7,7 +7,7 @@ import pytest
 from run_helpers import SIZES, Town, cutaway
 
 from cutaway.errors import UserError
-from cutaway.recipe import LoRASettings, PretrainSettings, load_recipe
+from cutaway.recipe import DPOSettings, LoRASettings, PretrainSettings, RewardSettings, load_recipe
 from cutaway.stages.rehearsal import DataSize, rehearse
 from model_helpers import tiny_config
 
@@ -26,6 +26,19 @@ def test_a_plan_of_a_run_is_what_the_run_then_derives(town: Town, tmp_path: Path
     assert plan["batch_tokens"] == made.batch_tokens and plan["optimizer"] == made.optimizer
     assert abs(plan["steps"] - (made.steps or 0)) <= 1
     assert 0.15e9 < plan["peak_bytes"] < 2e9 and plan["seconds"] > 1
+
+
+@pytest.mark.slow
+def test_pairs_are_rehearsed_with_their_reference_and_a_score_does_not_write() -> None:
+    config = tiny_config(qk_norm=True)
+    small = {"steps": 3, "row_length": 16, "batch_tokens": 64, "micro_batch_tokens": 32, "compile": "off"}
+    size = DataSize(64_000, 320, reading_s=100.0)
+    found = rehearse(config, "dpo", DPOSettings(**small), size)
+    # One forward pass over all pairs, in the unit of what is held out.
+    assert found.startup_s > 100 + found.evaluation_s * (64_000 + 320) / 320
+    assert found.settings["optimizer"] == "adamw" and found.sample_s > 0
+    found = rehearse(config, "reward", RewardSettings(**small), size)
+    assert found.startup_s > 100 and found.sample_s == 0 and found.save_s > 0
 
 
 def test_an_adapter_trains_little_and_a_failure_is_one_line() -> None:

@@ -174,6 +174,25 @@ def test_fewer_tokens_and_a_faster_card_cost_less(tmp_path: Path) -> None:
     assert seconds("--gpu", "rtx3090", "--tokens", "100000000", "--mfu", "0.2") == pytest.approx(2 * base, rel=0.01)
 
 
+def test_pairs_cost_what_their_reference_asks_for(tmp_path: Path) -> None:
+    def plan(*flags: str) -> dict[str, Any]:
+        out = tmp_path / "plan.json"
+        sizes = ("--gpu", "rtx3090", "--epochs", "1", "--data-tokens", "3000000")
+        assert main.main(["plan", *flags, *sizes, "--json", str(out)]) == 0
+        (found,) = json.loads(out.read_text(encoding="utf-8"))
+        return dict(found)
+
+    cached, free, live = plan("dpo"), plan("dpo", "--loss", "simpo"), plan("dpo", "--rank", "4", "--reference", "live")
+    assert cached["optimizer"] == "adamw" and cached["steps"] == free["steps"]
+    # One forward pass over the data is a third of an epoch.
+    assert 1.25 < cached["seconds"] / free["seconds"] < 1.4
+    assert live["memory"]["optimizer"] < 0.2 * cached["memory"]["optimizer"]
+    adapted = plan("dpo", "--rank", "4", "--loss", "simpo")
+    assert 1.25 < live["seconds"] / adapted["seconds"] < 1.4
+    reward = plan("reward")
+    assert reward["memory"]["head"] < 0.001 * cached["memory"]["head"] and reward["seconds"] < free["seconds"]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cutaway.cli.common import parse
 from cutaway.errors import UserError
-from cutaway.recipe import load_recipe
+from cutaway.recipe import PlanSettings, load_recipe
 
 if TYPE_CHECKING:
     from cutaway.life.build import Sources
@@ -109,21 +109,21 @@ def _sources(flags: BuildFlags) -> "Sources":
 
 def _agreed(life: "Life", flags: BuildFlags, sources: "Sources") -> bool:
     """Show what the stages will take, as far as `cutaway plan` counts them, and ask."""
-    from cutaway.cli.plan import BYTES_A_TOKEN, STAGES, PlanFlags, describe, estimate
+    from cutaway.cli.plan import describe
     from cutaway.life.build import size_of
     from cutaway.life.stage import recipe_of
+    from cutaway.stages.estimate import BYTES_A_TOKEN, estimate
+    from cutaway.stages.rehearsal import SETTINGS
 
     for step in life.steps:
-        stage = next((one for one in STAGES if one == step.stage), None)
+        stage = next((one for one in SETTINGS if one == step.stage), None)
         if stage is None:
             log.info("%s, %s: not counted by the plan", flags.recipe, step.stage)
             continue
         size = size_of(sources, step.stage)
         tokens = None if size is None else max(1, round(size / BYTES_A_TOKEN))
-        log.info(
-            "%s",
-            describe(estimate(recipe_of(life, step), stage, PlanFlags(flags.recipe, flags.gpu, data_tokens=tokens))),
-        )
+        known = PlanSettings(flags.gpu, data_tokens=tokens)
+        log.info("%s", describe(estimate(recipe_of(life, step), stage, known)))
     if flags.yes:
         return True
     if not sys.stdin.isatty():

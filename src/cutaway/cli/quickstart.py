@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from cutaway.cli.common import parse
 from cutaway.errors import UserError
-from cutaway.recipe import load_recipe
+from cutaway.recipe import PlanSettings, load_recipe
 
 if TYPE_CHECKING:
     from cutaway.evals.tables import Table
+    from cutaway.stages.rehearsal import Stage
 
 log = logging.getLogger("cutaway")
 LEAST_MINUTES = 5.0
@@ -62,20 +63,21 @@ def live(flags: QuickstartFlags) -> Path:
 
 def gpu_costs(recipe: str) -> "Table":
     """What pretraining and fine-tuning by a recipe take on published text, on cards of `cutaway plan`'s table."""
-    from cutaway.cli.plan import STAGES, PlanFlags, estimate
     from cutaway.evals.tables import Table
+    from cutaway.stages.estimate import estimate
     from cutaway.training.plan import clock, cost
 
+    stages: tuple[Stage, ...] = ("pretrain", "sft")
     rows = []
     for card in CARDS:
-        plans = [estimate(load_recipe(recipe), stage, PlanFlags(recipe, card)) for stage in STAGES[:2]]
+        plans = [estimate(load_recipe(recipe), stage, PlanSettings(card)) for stage in stages]
         seconds = sum(plan.seconds for plan in plans)
         money = cost(seconds, plans[0].price_per_hour)
         rows.append([plans[0].where, *(clock(plan.seconds) for plan in plans), clock(seconds), f"{money:.2f} USD"])
     sizes = "; ".join(f"{plan.stage}: {plan.data}" for plan in plans)
     note = f"{sizes}. {plans[0].notes[0]}. Computed by `cutaway plan`, not measured."
     title = f"What {recipe} ({plans[0].parameters / 1e6:.0f}M parameters) would take on published text"
-    return Table(title, ["card", *STAGES[:2], "together", "rent"], rows, note)
+    return Table(title, ["card", *stages, "together", "rent"], rows, note)
 
 
 def talk(model: Path) -> None:

@@ -21,18 +21,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from cutaway.data.loader import Batch
 from cutaway.errors import UserError
 from cutaway.generation.kv_cache import KVCache
 from cutaway.model.config import ModelConfig
+from cutaway.model.reward import RewardModel
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise
-from cutaway.recipe import LoRASettings, PretrainSettings, SFTSettings, TrainSettings, build
+from cutaway.recipe import (
+    DPOSettings,
+    LoRASettings,
+    PretrainSettings,
+    RewardSettings,
+    SFTSettings,
+    TrainSettings,
+    build,
+)
+from cutaway.stages.dpo import REFERENCE_FREE
 from cutaway.stages.shared import attach_adapter
 from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.curves import draw_curves
-from cutaway.training.derive import FINE_TUNING, NEW_MODEL
+from cutaway.training.derive import FINE_TUNING, NEW_MODEL, PREFERENCE, REWARD
 from cutaway.training.distributed import Ranks
 from cutaway.training.metrics import MetricsLog, matmul_rate, synchronise
 from cutaway.training.network import Network
@@ -41,7 +52,17 @@ from cutaway.training.preparation import optimizers_of, prepare
 
 SAMPLE_TOKENS, GENERATED = 64, 8
 """Tokens of a sample text, and those of them that are timed."""
-SETTINGS: dict[str, type[TrainSettings]] = {"pretrain": PretrainSettings, "sft": SFTSettings, "lora": LoRASettings}
+Stage = Literal["pretrain", "sft", "lora", "dpo", "reward"]
+"""Stages that can be rehearsed."""
+SETTINGS: dict[Stage, type[TrainSettings]] = {
+    "pretrain": PretrainSettings,
+    "sft": SFTSettings,
+    "lora": LoRASettings,
+    "dpo": DPOSettings,
+    "reward": RewardSettings,
+}
+PEAK = {"pretrain": NEW_MODEL, "sft": FINE_TUNING, "lora": FINE_TUNING, "dpo": PREFERENCE, "reward": REWARD}
+"""Learning rates as a share of a new model's."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,8 @@ class DataSize:
     heldout_tokens: int
     useful_share: float = 1.0
     """Share of a row that is not padding."""
+    reading_s: float = 0.0
+    """Seconds to read it, where every start does that anew: pairs are in no cache."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +90,7 @@ class Findings:
     precision: str
     matmul_rate: float
     startup_s: float
-    """From the start of the process to the end of the preparation."""
+    """From the start of the process to the end of the preparation, with reading and the reference's pass over pairs."""
     micro_s: float
     """Forward and backward pass of one micro-batch."""
     update_s: float
@@ -81,17 +104,31 @@ class Findings:
 
 
 def staged_model(config: ModelConfig, settings: TrainSettings, filled: bool = False) -> CausalLM:
-    """The model as a stage trains it: with adapters for LoRA; `filled` with a new model's weights."""
-    model = CausalLM(config)
+    """The model as a stage trains it: with its adapter, or scoring; `filled` with a new model's weights."""
+    model = RewardModel(config) if isinstance(settings, RewardSettings) else CausalLM(config)
     if filled:
         initialise(model, settings.seed)
     attach_adapter(model, settings)
     return model
 
 
-def rehearse(
-    config: ModelConfig, stage: Literal["pretrain", "sft", "lora"], settings: TrainSettings, size: DataSize
-) -> Findings:
+def staged_step(network: Network, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """A loss that costs what the stage's does: DPO's are a few operations on the next-token losses."""
+    if isinstance(network.model, RewardModel):
+        return network.forward(batch).sum(), {}
+    return network.training_loss(batch)
+
+
+def reference_passes(settings: TrainSettings) -> tuple[float, float]:
+    """Forward passes of a reference: over all the data before the first step, and in every step."""
+    if not isinstance(settings, DPOSettings) or settings.loss in REFERENCE_FREE:
+        return 0.0, 0.0
+    mismatched = 1.0 if settings.loss == "kto" else 0.0  # pairs that z0 is estimated on, of either model
+    cached = settings.reference == "cached"
+    return (1.0 + mismatched, mismatched) if cached else (0.0, 1.0 + 2 * mismatched)
+
+
+def rehearse(config: ModelConfig, stage: Stage, settings: TrainSettings, size: DataSize) -> Findings:
     """Measure in a new process. Raises UserError with that process's own words where it fails."""
     request: dict[str, Any] = {"config": config.to_dict(), "stage": stage, "size": asdict(size)}
     request |= {"settings": asdict(settings), "spawned": time.time()}
@@ -147,10 +184,10 @@ def measure(request: dict[str, Any]) -> Findings:
     plan = prepare(
         network,
         lambda rows: RandomRows(config, size, rows, settings.row_length),
-        network.training_loss,
+        lambda batch: staged_step(network, batch),
         settings,
         heldout_tokens=size.heldout_tokens,
-        peak=NEW_MODEL if request["stage"] == "pretrain" else FINE_TUNING,
+        peak=PEAK[request["stage"]],
         started=time.monotonic(),
     )
     rate = matmul_rate(ranks.device, network.dtype)
@@ -162,8 +199,10 @@ def measure(request: dict[str, Any]) -> Findings:
         log = MetricsLog(out, None)
         look_s = _seconds(lambda: _evaluate(network, batch), ranks.device)
         micro_s = min(_seconds(lambda: _forward_backward(network, batch), ranks.device) for _ in range(2))
+        look_s = min(look_s, _seconds(lambda: _evaluate(network, batch), ranks.device))
         update_s = _seconds(lambda: [optimizer.step() for optimizer in optimizers], ranks.device)
-        sample_s = _seconds(lambda: _generate(model), ranks.device) * SAMPLE_TOKENS / GENERATED
+        writes = not isinstance(model, RewardModel)
+        sample_s = _seconds(lambda: _generate(model), ranks.device) * SAMPLE_TOKENS / GENERATED if writes else 0.0
         save_s = _seconds(lambda: Checkpoints(out, 1).save(1, model, optimizers, {}), ranks.device)
         for step in (1, 2):
             log.write(
@@ -171,6 +210,9 @@ def measure(request: dict[str, Any]) -> Findings:
             )
         log.close()
         curves_s = _seconds(lambda: draw_curves(out, out / "curves.png"), ranks.device)
+    before, always = reference_passes(settings)
+    look_s_a_token = look_s / batch.useful_tokens()
+    startup_s += size.reading_s + before * look_s_a_token * (size.per_epoch + size.heldout_tokens)
     return Findings(
         settings=asdict(plan.settings),
         rows=plan.rows,
@@ -179,9 +221,9 @@ def measure(request: dict[str, Any]) -> Findings:
         precision=DTYPE_NAMES[network.dtype],
         matmul_rate=rate,
         startup_s=startup_s,
-        micro_s=micro_s,
+        micro_s=micro_s + always * look_s,
         update_s=update_s,
-        evaluation_s=look_s * size.heldout_tokens / batch.useful_tokens(),
+        evaluation_s=look_s_a_token * size.heldout_tokens,
         sample_s=sample_s,
         save_s=save_s,
         curves_s=curves_s,
@@ -201,13 +243,13 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _forward_backward(network: Network, batch: Batch) -> None:
-    loss = network.training_loss(batch)[0]
+    loss = staged_step(network, batch)[0]
     torch.autograd.backward(loss / max(1, batch.trained_tokens()))
 
 
 def _evaluate(network: Network, batch: Batch) -> None:
     with torch.set_grad_enabled(network.compiled):
-        network.token_losses(batch, local=True)
+        staged_step(network, batch)
 
 
 @torch.no_grad()

@@ -124,13 +124,14 @@ def step_memory(model: CausalLM, rows: int, row_length: int, value_bytes: int, o
     count = sum(weight.numel() for weight in trained.values())
     matrices = sum(weight.numel() for name, weight in trained.items() if is_matrix(name, weight))
     cast = 0 if value_bytes == 4 else value_bytes * sum(w.numel() for w in model.parameters() if w.ndim > 1)
-    chunk = min(tokens, max(1, MAX_LOGIT_BYTES // (4 * config.vocab_size)))
+    outputs = len(model.head_weight)  # the vocabulary, or one score
+    chunk = min(tokens, max(1, MAX_LOGIT_BYTES // (4 * outputs)))
     return Memory(
         weights=4 * parameters + cast,
         gradients=4 * count,
         optimizer=8 * count - (4 * matrices if optimizer == "muon" else 0),
         activations=tokens * activation_bytes(config, row_length, value_bytes),
-        head=chunk * config.vocab_size * (12 + value_bytes),
+        head=chunk * outputs * (12 + value_bytes),
     )
 
 
