@@ -256,7 +256,6 @@ def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     size, depth, length = (figure.add_subplot(1, 3, place) for place in (1, 2, 3))
     if rows["size"]:
         size.semilogx([row["value"] for row in rows["size"]], [row["speed"] for row in rows["size"]], "o-")
-        size.set_ylim(bottom=0)
     size.set_xlabel("megabytes of text")
     size.set_ylabel("tokens/s")
     if len(rows["layers"]) > 1:
@@ -277,6 +276,7 @@ def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     length.set_xlabel("row length")
     length.set_ylabel(f"time a token, as a share of that at {REFERENCE}")
     for axes in (size, depth, length):
+        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

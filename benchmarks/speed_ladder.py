@@ -474,7 +474,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     last_rung = [name for name in ("baseline", *RUNGS) if name in results][-1]
     before = "baseline"
     for name, runs in results.items():
-        reference = before if name in RUNGS else last_rung
+        reference = before if name == "baseline" or name in RUNGS else last_rung
         ends = [one["curve"][-1]["bpb"] for one in runs]
         spread = f" ± {statistics.stdev(ends):.4f}" if len(ends) > 1 else ""
         last = runs[0]["curve"][-1]
