@@ -97,10 +97,12 @@ def main() -> None:
 def train(arguments: argparse.Namespace, work: Path, device: torch.device) -> dict[str, Any]:
     """Vocabulary, pretraining, fine-tuning, questions; within the minutes."""
     began = time.monotonic()
-    tokenizer_dir = Path(arguments.tokenizer or work / "tokenizer")
+    tokenizer_dir = work / "tokenizer"
     recipe = load_recipe(arguments.recipe)
     scripts = arguments.scripts or (recipe.pretrain.scripts if has_opencc() else "keep")
-    if not (tokenizer_dir / "tokenizer.json").is_file():
+    if arguments.tokenizer:  # by itself: from a directory with a model in it, pretraining would go on with that model
+        Tokenizer.load(arguments.tokenizer).save(tokenizer_dir)
+    else:
         make_tokenizer(arguments, scripts, tokenizer_dir)
     tokenizer = Tokenizer.load(tokenizer_dir)
     found: dict[str, Any] = {"tokenizer_s": time.monotonic() - began, "scripts": scripts}
