@@ -27,7 +27,7 @@ from cutaway.life import report
 from cutaway.life.journal import Journal
 from cutaway.life.parts import Part
 from cutaway.life.stage import Life, by_hand, train
-from cutaway.life.steps import REPLAY, Stage, Step
+from cutaway.life.steps import PASSES, REPLAY, Stage, Step
 from cutaway.model.weights import write_text
 from cutaway.recipe import Recipe
 from cutaway.tokenization.train import train_tokenizer
@@ -50,6 +50,8 @@ SAYS: dict[Stage, str] = {
     "grpo": "reinforcement learning: groups of answers, judged by a verifier",
 }
 RAISES: dict[Stage, tuple[str, ...]] = {"lora": ("identity.answers",)}
+RL_STEPS = 200
+"""Updates of reinforcement learning, where the recipe says nothing."""
 COMPRESSION = 3.5
 """About how many bytes of text one of a compressed file holds."""
 LORA_FILE = "lora_and_replay.jsonl"
@@ -87,8 +89,10 @@ def build_life(out: Path, recipe: Recipe, seed: int, price_per_hour: float, sour
             files = (LORA_FILE,) if stage == "lora" else tuple(str(local(entry, data).absolute()) for entry in entries)
             settings: dict[str, Any] = {"price_per_hour": price_per_hour} if price_per_hour else {}
             own = getattr(recipe, stage)
-            if all(getattr(own, name) is None for name in ("minutes", "tokens", "steps", "epochs")):
-                settings["epochs"] = 1.0
+            if stage == "lora" and own.epochs is not None:
+                settings["epochs"] = 1.0  # its file repeats what is to be repeated
+            elif all(getattr(own, name) is None for name in ("minutes", "tokens", "steps", "epochs")):
+                settings["steps"] = RL_STEPS
             steps.append(Step(stage, files, 0.0, SAYS[stage], RAISES.get(stage, ()), settings))
     recipe = dataclasses.replace(recipe, tokenizer=dataclasses.replace(recipe.tokenizer, seed=seed))
     return Life(out, data, recipe, tuple(steps), seed, None)
@@ -149,7 +153,8 @@ def _fetch(life: Life, sources: Sources) -> None:
 
 
 def _write_adapter_file(life: Life, sources: Sources) -> None:
-    """The adapter's records with the names filled in, and as many of fine-tuning beside them (times `REPLAY`)."""
+    """The adapter's records with the names filled in, `PASSES` times, and fine-tuning records beside them (times
+    `REPLAY`), each once."""
     files = [local(entry, life.data) for entry in sources.names["lora"]]
     own = [json.dumps(record.value, ensure_ascii=False) for record in read_records(files, "sft")]
     for name in ("name", "author"):
@@ -159,6 +164,7 @@ def _write_adapter_file(life: Life, sources: Sources) -> None:
                 raise UserError(f"{files[0]}: {marker} stands in it: say what it is with --{name}")
             text = json.dumps(sources.called[name], ensure_ascii=False)[1:-1]
             own = [line.replace(marker, text) for line in own]
+    own *= PASSES
     talks = read_records([local(entry, life.data) for entry in sources.names["sft"]], "sft")
     again = [json.dumps(one.value, ensure_ascii=False) for one in itertools.islice(talks, int(REPLAY * len(own)))]
     write_text("\n".join([*own, *again]) + "\n", life.data / LORA_FILE)
