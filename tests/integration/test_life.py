@@ -245,7 +245,7 @@ def test_a_stage_is_repeated_by_its_plain_command(name: str, whole: Path, tmp_pa
     step = next(step for step in life.steps if step.stage == name)
     command = shlex.split(stage.by_hand(life, step).split(" && ")[0])[1:]
     command[command.index("--out") + 1] = str(tmp_path / "again")
-    done = cutaway(*command)
+    done = cutaway(*command, timeout=600)
     assert done.returncode == 0, done.stderr
     same_end(life.run_of(step), tmp_path / "again", 6 if name in ("pretrain", "sft") else 4)
 

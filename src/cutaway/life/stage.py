@@ -79,10 +79,7 @@ def train(life: Life, step: Step) -> Path:
     recipe, written = recipe_of(life, step), out / "recipe.toml"
     if written.is_file():
         recipe = load_recipe(str(written))
-        begun = bool(Checkpoints(out, 1).steps())
-        run = dataclasses.replace(run, resume=begun)
-        if not begun:  # else it would be taken for an adapter from elsewhere
-            (out / "adapter_config.json").unlink(missing_ok=True)
+        run = dataclasses.replace(run, resume=bool(Checkpoints(out, 1).steps()))
     if step.stage == "agent":
         agent.run(recipe, run, life.world)
     else:
