@@ -3,7 +3,7 @@
 ddp_worker.py INIT DATA OUT NAME...        trains OUT/NAME for each NAME; RESUME=1 resumes them
 
 NAME is `adamw` or `muon` for fine-tuning, `fsdp_adamw` or `fsdp_muon` for the same with sharded weights, or a stage;
-these read the pairs of $PAIRS and learn from $TEACHER.
+these read the pairs of $PAIRS, learn from $TEACHER and start from $EXPERTS.
 """
 
 import json
@@ -49,6 +49,8 @@ STAGES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "dpo_lora": (dpo, "dpo", {"rank": 4, "reference": "live", "loss": "ipo"}),
     "kto": (dpo, "dpo", {"loss": "kto"}),
     "reward": (reward, "reward", {}),
+    "dpo_experts": (dpo, "dpo", {}),
+    "reward_experts": (reward, "reward", {}),
     "distill": (distill, "distill", {**TEACHER, "divergence": "jensen_shannon"}),
     "distill_top_k": (distill, "distill", {**TEACHER, "top_k": 8}),
     "distill_on_policy": (distill, "distill", {**TEACHER, "divergence": "reverse_kl", "on_policy": 0.6}),
@@ -75,7 +77,8 @@ def main(init: str, data: str, out: str, names: list[str]) -> None:
             stage, table, more = STAGES[name]
             files = (os.environ["PAIRS"],) if table in ("dpo", "reward") else run.data
             settings: Any = KINDS[table](**(SHORT | more))
-            stage.run(replace(Recipe(), **{table: settings}), replace(run, data=files))
+            start = os.environ["EXPERTS"] if name.endswith("_experts") else init
+            stage.run(replace(Recipe(), **{table: settings}), replace(run, data=files, init=start))
         else:
             # Gradients are compared as they come for the one, clipped for the other.
             kind: Any = name.removeprefix("fsdp_")

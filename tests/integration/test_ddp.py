@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from ddp_worker import SETTINGS, STEPS
-from run_helpers import Town, environment
+from run_helpers import Town, blank_model, environment
 from safetensors.torch import load_file
 
 from cutaway.data.cache import build_cache, split_holdout
@@ -23,7 +23,10 @@ from cutaway.tokenization.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 KINDS = ("adamw", "muon", "fsdp_adamw", "fsdp_muon")
-STAGES = ("lora", "dpo", "dpo_lora", "kto", "reward", "distill", "distill_top_k", "distill_on_policy")
+STAGES = (
+    *("lora", "dpo", "dpo_lora", "dpo_experts", "kto", "reward", "reward_experts"),
+    *("distill", "distill_top_k", "distill_on_policy"),
+)
 WORKER = str(Path(__file__).with_name("ddp_worker.py"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -124,7 +127,9 @@ def stages(
 ) -> tuple[Path, Path]:
     """Two steps of every other stage by two ranks, and by one."""
     root = tmp_path_factory.mktemp("stages")
-    more = {"PAIRS": str(pairs), "TEACHER": str(wide)}
+    (root / "experts").mkdir()
+    experts = blank_model(town, root / "experts", num_experts=4, router_aux_loss_coef=0.5)
+    more = {"PAIRS": str(pairs), "TEACHER": str(wide), "EXPERTS": str(experts)}
     work(TORCHRUN, blank, town, root / "two", *STAGES, **more)
     work([sys.executable], blank, town, root / "one", *STAGES, **more)
     return root / "two", root / "one"
