@@ -160,12 +160,16 @@ def same_end(one: Path, other: Path, steps: int) -> None:
 
 def kill_and_resume(first: list[str], run: Path, whole: Path, kills: int, save_every: int, seed: int) -> list[int]:
     """Kill the run of the command `first` that many times at random moments, and let it finish; gives back the steps of
-    the checkpoints it went on from. It may lose the steps since the last one, and so at most `save_every`."""
-    draw, step_s, steps = random.Random(seed), seconds_a_step(whole), last_step(whole)
-    log, resumed_from = run.with_suffix(".log"), list[int]()
+    the checkpoints it went on from. It may lose the steps since the last one, and so at most `save_every`.
+
+    The moments are counted in steps, so that they are spread over the run on a busy machine too.
+    """
+    draw, log, resumed_from = random.Random(seed), run.with_suffix(".log"), list[int]()
     for left in range(kills, 0, -1):
         saved = Checkpoints(run, 1).steps()[-1:]
         resumed_from += saved
+        rest = last_step(whole) - max(saved, default=0)
+        goal = max(saved, default=0) + max(1.0, draw.uniform(0, min(1.4 / left, 0.7) * rest))
         metrics = run / "metrics.jsonl"
         before = metrics.stat().st_ino if metrics.exists() else 0
         process = start([first[0], "--resume", "--out", str(run)] if saved else first, log)
@@ -173,24 +177,20 @@ def kill_and_resume(first: list[str], run: Path, whole: Path, kills: int, save_e
             time.sleep(draw.uniform(0, 1))  # while it starts: nothing is trained yet
         else:
             while process.is_alive() and (
-                not metrics.exists() or metrics.stat().st_ino == before or last_step(run) <= max(saved, default=0)
+                not metrics.exists() or metrics.stat().st_ino == before or last_step(run) < goal
             ):
                 time.sleep(0.002)
-            rest = (steps - max(saved, default=0)) * step_s
-            time.sleep(draw.uniform(0, min(0.5, 0.7 * rest / left)))
+            time.sleep(draw.uniform(0, 0.02))
         process.kill()
         process.join()
+        if process.exitcode == 0:
+            break  # a busy machine: it was done before the kill came
         assert process.exitcode == -signal.SIGKILL, log.read_text(encoding="utf-8")
         assert last_step(run) - max(Checkpoints(run, 1).steps(), default=0) <= save_every
         if (run / "model.safetensors").exists():
             assert read_safetensors(run)
     finish([first[0], "--resume", "--out", str(run)], log)
     return resumed_from
-
-
-def seconds_a_step(run: Path) -> float:
-    rows = [row for row in rows_of(run) if "loss" in row]
-    return (rows[-1]["elapsed_s"] - rows[0]["elapsed_s"]) / len(rows)
 
 
 def check_same(run: Path, whole: Path, keys: Sequence[str] = (), heldout: str = "heldout_bpb") -> None:

@@ -45,7 +45,7 @@ def test_every_line_of_the_metrics_agrees(case: str, runs: tuple[Path, Path]) ->
     two, one = (trained(rows_of(run / case)) for run in runs)
     assert len(two) == len(one) == 4
     keys = ("loss", "reward", "success", "advantage_mean", "entropy", "kl_old_k3", "response_length", "rollouts")
-    for key in (*keys, "turns", "tool_errors"):
+    for key in (*keys, "turns", "tool_errors", "success_level_1", "success_level_2"):
         values = [[row.get(key, 0.0) for row in rows] for rows in (two, one)]
         np.testing.assert_allclose(*values, atol=1e-5, rtol=1e-4, err_msg=key)
     assert (one[0]["turns"] > 1.1 and "tool_errors" in one[0]) == (case == "agent")
