@@ -42,6 +42,7 @@ SETTINGS = SFTSettings(
     workers=1,
 )
 SHORT: dict[str, Any] = asdict(replace(SETTINGS, steps=2, row_length=128, optimizer="adamw", max_grad_norm=0.0))
+del SHORT["sharding"]  # which pretraining and fine-tuning alone have
 TEACHER = {"teacher": os.environ.get("TEACHER", ""), "max_new_tokens": 16}
 STAGES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "lora": (lora, "lora", {"rank": 4}),
