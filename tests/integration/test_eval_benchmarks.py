@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import write_jsonl
-from generation_helpers import tiny_model, tiny_tokenizer
 
 from cutaway.evals.results import load_results
 from cutaway.model.weights import save_model
+from data_helpers import write_jsonl
+from generation_helpers import tiny_model, tiny_tokenizer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PAGES = ("evaluation.md", "zh-Hant/evaluation.md")

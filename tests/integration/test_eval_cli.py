@@ -11,8 +11,6 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from data_helpers import write_jsonl
-from generation_helpers import tiny_model, tiny_tokenizer
 
 from cutaway.cli import main as cli
 from cutaway.errors import UserError
@@ -21,7 +19,9 @@ from cutaway.evals.evaluate import BUILTIN
 from cutaway.evals.results import Result, compare, load_results, save_result
 from cutaway.evals.tables import Table, to_html, to_markdown
 from cutaway.model.weights import save_model
+from data_helpers import write_jsonl
 from fake_hub import running_hub
+from generation_helpers import tiny_model, tiny_tokenizer
 
 ITEMS = [
     {

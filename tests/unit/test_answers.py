@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import write_jsonl
-from generation_helpers import tiny_model, tiny_tokenizer
 
 from cutaway.errors import UserError
 from cutaway.evals.answers import (
@@ -27,6 +25,8 @@ from cutaway.generation.sampling import Sampling
 from cutaway.tokenization.chat import render
 from cutaway.verifiers.record import verifier_of
 from cutaway.verifiers.table import run_verifier
+from data_helpers import write_jsonl
+from generation_helpers import tiny_model, tiny_tokenizer
 
 
 def rl(text: str, **more: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from generation_helpers import tiny_model, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from cutaway.evals.behaviour import (
 )
 from cutaway.evals.intervals import wilson
 from cutaway.model.weights import save_model
+from generation_helpers import tiny_model, tiny_tokenizer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_helpers import WORDS, text_cache, tiny_tokenizer, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from cutaway.data import cache as cache_module
 from cutaway.data.cache import TokenCache, build_cache, load_cache, split_holdout
 from cutaway.errors import UserError
 from cutaway.tokenization.chat import render
+from data_helpers import WORDS, text_cache, tiny_tokenizer, write_jsonl
 
 TEXTS = [{"text": " ".join(WORDS[: n % 9 + 1]) + str(n)} for n in range(200)]
 CHATS = [

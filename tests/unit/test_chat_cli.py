@@ -2,7 +2,6 @@ import json
 from pathlib import Path
 
 import pytest
-from generation_helpers import tiny_model, tiny_tokenizer
 
 from cutaway.cli import chat
 from cutaway.cli.main import main
@@ -12,6 +11,7 @@ from cutaway.generation.engine import Engine, Request
 from cutaway.model.weights import save_model
 from cutaway.tokenization.chat import render
 from cutaway.tokenization.messages import Message
+from generation_helpers import tiny_model, tiny_tokenizer
 
 Printed = pytest.CaptureFixture[str]
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_helpers import write_jsonl
 
 from cutaway.cli import main as cli
 from cutaway.data import clean as clean_module
@@ -24,6 +23,7 @@ from cutaway.data.overlap import OverlapIndex
 from cutaway.data.rules import CleanSettings
 from cutaway.data.units import distinct, ngrams_of, text_of, units_of
 from cutaway.errors import UserError
+from data_helpers import write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("CUTAWAY_DATA", ROOT.parent / "shared" / "data"))

@@ -6,13 +6,13 @@ import sys
 from typing import Any
 
 import pytest
-from generation_helpers import tiny_model, tiny_tokenizer
 
 from cutaway.errors import UserError
 from cutaway.generation.constrain import json_schema, tool_calls
 from cutaway.generation.engine import Completion, Engine, Request
 from cutaway.tokenization.chat import parse_answer
 from cutaway.verifiers.json_schema import mismatch
+from generation_helpers import tiny_model, tiny_tokenizer
 
 pytest.importorskip("llguidance")
 

@@ -6,7 +6,6 @@ from functools import cache
 
 import pytest
 import torch
-from generation_helpers import tiny_model, tiny_tokenizer
 
 from cutaway.cli.fold import Fold
 from cutaway.generation.conversation import MAX_TOOL_ROUNDS, Conversation, ToolUse
@@ -18,6 +17,7 @@ from cutaway.tokenization.messages import Message
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.tokenization.train import train_tokenizer
 from cutaway.tools.toolbox import Toolbox
+from generation_helpers import tiny_model, tiny_tokenizer
 
 
 def add(a: int, b: int) -> int:

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_helpers import write_jsonl
-from generation_helpers import tiny_model, tiny_tokenizer
 
 from cutaway.errors import UserError
 from cutaway.evals.text import language_of, score_text, summarise_text
+from data_helpers import write_jsonl
+from generation_helpers import tiny_model, tiny_tokenizer
 
 TEXTS = ["the cat sat on the mat " * 9, "你好，今天天氣很好。", "今天天气很好。" * 3, "the dog", "🧑‍🚀"]
 

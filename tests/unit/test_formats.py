@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import tiny_tokenizer, write_jsonl
 
 from cutaway.data import formats
 from cutaway.data.describe import check_files, describe_files
 from cutaway.data.formats import read_records
 from cutaway.errors import UserError
+from data_helpers import tiny_tokenizer, write_jsonl
 
 TEXTS = [{"text": "one"}, {"text": "二"}, {"text": "three\nlines\n"}]
 LINES = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in TEXTS).encode()

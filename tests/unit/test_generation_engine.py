@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from generation_helpers import tiny_model, tiny_tokenizer
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from cutaway.generation.generate import document_prompt, generate, stream
 from cutaway.generation.sampling import Sampling
 from cutaway.model.lora import LoRAConfig, adapt
 from cutaway.model.transformer import CausalLM
+from generation_helpers import tiny_model, tiny_tokenizer
 
 SAMPLING = Sampling(temperature=1.3, top_k=200, top_p=0.98, min_p=0.001)
 

@@ -1,8 +1,8 @@
-from generation_helpers import tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutaway.generation.stop import TextStream
+from generation_helpers import tiny_tokenizer
 
 IDS = st.lists(st.integers(0, tiny_tokenizer().vocab_size - 1), max_size=40)
 STOPS = st.lists(st.text("ab天 ", min_size=1, max_size=4), max_size=3)

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from generation_helpers import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutaway.errors import UserError
 from cutaway.generation.kv_cache import FIRST_LENGTH, KVCache
+from generation_helpers import tiny_model
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_helpers import chat_cache, text_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutaway.data.batch import Batch
 from cutaway.data.loader import OneBatch, RowSource, evaluation_batches
 from cutaway.errors import UserError
+from data_helpers import chat_cache, text_cache
 
 LENGTHS = st.lists(st.integers(2, 50), min_size=1, max_size=40)
 

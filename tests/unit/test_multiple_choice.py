@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_helpers import write_jsonl
-from generation_helpers import tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers
 
@@ -29,6 +27,8 @@ from cutaway.evals.multiple_choice import (
     summarise,
 )
 from cutaway.tokenization.tokenizer import Tokenizer
+from data_helpers import write_jsonl
+from generation_helpers import tiny_model, tiny_tokenizer
 
 CAT = Item("Where did the cat sit?", ("on the mat", "on a dog", "nowhere"), 0, "cats")
 DOG = Item("Where is the dog?", ("here", "there"), 1, "dogs")

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from generation_helpers import tiny_model, tiny_tokenizer
 
 from cutaway.errors import UserError
 from cutaway.generation.engine import Completion, Engine, Request
 from cutaway.generation.remote import Dialect, RemoteEngine
+from generation_helpers import tiny_model, tiny_tokenizer
 from http_helpers import StandIn, stand_in
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_helpers import write_jsonl
-from generation_helpers import tiny_model, tiny_tokenizer
 
 from cutaway.cli import main as cli
 from cutaway.evals.multiple_choice import Asking, Item, Scored, summarise
@@ -17,6 +15,8 @@ from cutaway.evals.picture import draw_choice
 from cutaway.evals.report import difference_table, margin_table, read_runs, score_table
 from cutaway.evals.results import Result, of_choice, save_result
 from cutaway.model.weights import save_model
+from data_helpers import write_jsonl
+from generation_helpers import tiny_model, tiny_tokenizer
 
 EVIL = "<script>alert(1)</script> & | *x*"
 

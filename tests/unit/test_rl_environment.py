@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from generation_helpers import tiny_model, tiny_tokenizer
 
 from cutaway.generation.engine import Completion, Engine, Piece, Request
 from cutaway.rl.environment import Episode, Limits, play, tool_turn_ids
@@ -13,6 +12,7 @@ from cutaway.rl.prompts import Prompt
 from cutaway.tokenization.chat import render
 from cutaway.tools.schema import ToolError
 from cutaway.tools.toolbox import Toolbox
+from generation_helpers import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 USER = {"role": "user", "content": "the cat"}

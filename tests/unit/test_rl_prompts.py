@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_helpers import write_jsonl
-from generation_helpers import tiny_tokenizer
 
 from cutaway.errors import UserError
 from cutaway.rl.prompts import in_order, informative, read_prompts, uncertainty, weighted
+from data_helpers import write_jsonl
+from generation_helpers import tiny_tokenizer
 
 
 def record(text: str, **more: Any) -> dict[str, Any]:

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from generation_helpers import tiny_model, tiny_tokenizer
 
 from cutaway.errors import UserError
 from cutaway.model.reward import RewardModel
 from cutaway.rl.scorers import Judge, RewardScorer
 from cutaway.tokenization.chat import render
+from generation_helpers import tiny_model, tiny_tokenizer
 from http_helpers import stand_in
 
 TOKENIZER = tiny_tokenizer()

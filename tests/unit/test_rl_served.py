@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from generation_helpers import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 
 from cutaway.errors import UserError
@@ -14,6 +13,7 @@ from cutaway.model.lora import LoRAConfig, adapt
 from cutaway.model.weights import load_model, save_model
 from cutaway.rl.served import ServedPolicy
 from cutaway.training.distributed import Ranks
+from generation_helpers import tiny_model, tiny_tokenizer
 from http_helpers import StandIn, stand_in
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

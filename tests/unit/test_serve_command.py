@@ -8,7 +8,6 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from generation_helpers import tiny_model, tiny_tokenizer
 
 from cutaway.cli.main import main
 from cutaway.generation.generate import generate
@@ -18,6 +17,7 @@ from cutaway.model.weights import load_model, save_adapter, save_model
 from cutaway.serving.app import make_app
 from cutaway.serving.models import Models, load_served
 from cutaway.tokenization.chat import render
+from generation_helpers import tiny_model, tiny_tokenizer
 from serving_helpers import live, wait_until
 
 

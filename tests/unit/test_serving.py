@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-from generation_helpers import tiny_model, tiny_tokenizer
 
 from cutaway.generation.engine import Engine, Piece
 from cutaway.generation.generate import document_prompt, generate
@@ -19,6 +18,7 @@ from cutaway.serving.guard import LOOPBACK
 from cutaway.serving.models import Models, ServedModel
 from cutaway.tokenization.chat import render
 from cutaway.tokenization.tokenizer import Tokenizer
+from generation_helpers import tiny_model, tiny_tokenizer
 from serving_helpers import Live, live, wait_until
 
 USER = [{"role": "user", "content": "hi"}]

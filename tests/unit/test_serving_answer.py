@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 import pytest
-from generation_helpers import tiny_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from cutaway.generation.stop import TextStream
 from cutaway.serving.answer import AnswerReader, Delta
 from cutaway.tokenization.chat import render
 from cutaway.tokenization.parse import parse_answer
+from generation_helpers import tiny_tokenizer
 
 T = tiny_tokenizer()
 TEXT = st.text(st.sampled_from('ab \n你🧑{}"<>'), max_size=12)
