@@ -75,7 +75,7 @@ PLAYGROUND: tuple[Step, ...] = (
         TRAINING["sft"] * LONG_MINUTES,
         "fine-tuning on conversations: it learns to answer",
         ("fact", "arithmetic", "tool"),
-        {**_KEEP, **RATES["sft"], "holdout_tokens": 4096},
+        {**_KEEP, **RATES["sft"], "holdout_tokens": 4096, "keep_checkpoints": 4},
     ),
     Step(
         "lora",

@@ -16,11 +16,11 @@ from cutaway.tools.toolbox import Toolbox
 Turn = dict[str, Any]
 
 SHARES = {
-    "fact": 0.19,
+    "fact": 0.17,
     "arithmetic": 0.15,
-    "comparison": 0.13,
+    "comparison": 0.12,
     "two_hop": 0.06,
-    "format": 0.10,
+    "format": 0.13,
     "counting": 0.02,
     "sorting": 0.02,
     "rewriting": 0.03,

@@ -350,7 +350,7 @@ def refusal(world: World, language: Language, draw: random.Random, split: Split)
 
 def form(world: World, language: Language, draw: random.Random, split: Split) -> Item:
     """An answer in a form that was asked for: a JSON object, lines with dashes, or a bare number."""
-    return draw.choice((json_answer, json_answer, bullets, number_only))(world, language, draw, split)
+    return draw.choice((json_answer, bullets, number_only))(world, language, draw, split)
 
 
 def json_answer(world: World, language: Language, draw: random.Random, split: Split) -> Item:
