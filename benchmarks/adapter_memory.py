@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from cutaway.model.config import ModelConfig
-from cutaway.recipe import LoRASettings, SFTSettings, TrainSettings
+from cutaway.recipe.base import TrainSettings
+from cutaway.recipe.stages import LoRASettings, SFTSettings
 from cutaway.stages.rehearsal import DataSize, Stage, rehearse, staged_model
 from cutaway.training.plan import step_memory
 from cutaway.training.preparation import optimizers_of

@@ -34,7 +34,7 @@ from cutaway.evals.bpb import bits_per_byte
 from cutaway.model.config import ModelConfig
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise, load_model
-from cutaway.recipe import load_recipe
+from cutaway.recipe.files import load_recipe
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.derive import derive_model
 from cutaway.training.distributed import Ranks

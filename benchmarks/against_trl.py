@@ -120,7 +120,7 @@ def train(
     """Seconds of the loop and of the reference's pass, without what comes before, and the last line of metrics."""
     import dataclasses
 
-    from cutaway.recipe import Recipe, RunSettings
+    from cutaway.recipe.recipe import Recipe, RunSettings
     from cutaway.stages import reference, shared
 
     logging.disable()
@@ -142,7 +142,7 @@ def written(values: list[dict[str, Any]], folder: Path) -> Path:
 
 def our_dpo(flags: argparse.Namespace) -> dict[str, float]:
     from cutaway.data.pairs import read_pairs
-    from cutaway.recipe import DPOSettings
+    from cutaway.recipe.stages import DPOSettings
     from cutaway.stages import dpo
     from cutaway.tokenization.tokenizer import Tokenizer
 
@@ -195,7 +195,7 @@ def their_dpo(flags: argparse.Namespace) -> dict[str, float]:
 
 
 def our_lora(flags: argparse.Namespace) -> dict[str, float]:
-    from cutaway.recipe import LoRASettings
+    from cutaway.recipe.stages import LoRASettings
     from cutaway.stages import lora
 
     values = records(flags, "sft")

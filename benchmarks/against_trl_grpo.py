@@ -26,7 +26,8 @@ from trl import GRPOConfig, GRPOTrainer
 from cutaway.generation.engine import Engine, Request
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise, save_model
-from cutaway.recipe import RunSettings, load_recipe
+from cutaway.recipe.files import load_recipe
+from cutaway.recipe.recipe import RunSettings
 from cutaway.stages import grpo, rl
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.derive import derive_model

@@ -36,10 +36,11 @@ from cutaway.life.steps import RATES
 from cutaway.model.weights import load_model
 from cutaway.playground.alignment import preferences
 from cutaway.playground.evaluation import item_record, toolboxes
+from cutaway.playground.facts import clinic as clinic_item
 from cutaway.playground.language import LANGUAGES, make_language
-from cutaway.playground.skills import clinic as clinic_item
 from cutaway.playground.world import make_world
-from cutaway.recipe import RunSettings, load_recipe, load_run
+from cutaway.recipe.files import load_recipe, load_run
+from cutaway.recipe.recipe import RunSettings
 from cutaway.stages import distill, dpo, lora, pretrain, reward, sft
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.tools.toolbox import Toolbox

@@ -21,7 +21,7 @@ from cutaway.data.loader import evaluation_batches
 from cutaway.data.scripts import convert_document, parse_scripts
 from cutaway.evals.bpb import bits_per_byte
 from cutaway.model.weights import load_model
-from cutaway.recipe import load_recipe
+from cutaway.recipe.files import load_recipe
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.distributed import Ranks
 from cutaway.training.network import Network

@@ -19,7 +19,7 @@ from pathlib import Path
 import opencc
 import tokenizers
 
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.tokenization.train import train_tokenizer
 

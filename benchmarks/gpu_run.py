@@ -38,7 +38,8 @@ from cutaway.generation.defaults import load_sampling  # noqa: E402
 from cutaway.generation.generate import generate  # noqa: E402
 from cutaway.model.transformer import CausalLM  # noqa: E402
 from cutaway.model.weights import initialise, load_model, write_safetensors, write_text  # noqa: E402
-from cutaway.recipe import RunSettings, load_recipe, save_recipe  # noqa: E402
+from cutaway.recipe.files import load_recipe, save_recipe  # noqa: E402
+from cutaway.recipe.recipe import RunSettings  # noqa: E402
 from cutaway.stages.rehearsal import DataSize, RandomRows, peak_memory  # noqa: E402
 from cutaway.tokenization.tokenizer import Tokenizer  # noqa: E402
 from cutaway.training.derive import derive_model  # noqa: E402
@@ -141,7 +142,7 @@ def has_opencc() -> bool:
 def make_tokenizer(arguments: argparse.Namespace, scripts: str, out: Path) -> None:
     """What `cutaway tokenizer train` does, without the command."""
     from cutaway.data.texts import read_texts
-    from cutaway.recipe import TokenizerSettings
+    from cutaway.recipe.base import TokenizerSettings
     from cutaway.tokenization.train import train_tokenizer
 
     settings = TokenizerSettings(vocab_size=arguments.vocab_size, scripts=scripts)

@@ -32,7 +32,7 @@ from cutaway.data.loader import Batch, RowSource
 from cutaway.model.config import ModelConfig
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise
-from cutaway.recipe import load_recipe
+from cutaway.recipe.files import load_recipe
 from cutaway.stages.rehearsal import DataSize, RandomRows, peak_memory
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.derive import derive_model

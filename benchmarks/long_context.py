@@ -36,7 +36,7 @@ from cutaway.model.weights import load_model
 from cutaway.playground.language import LANGUAGES
 from cutaway.playground.pretraining import documents
 from cutaway.playground.world import make_world
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.tokenization.train import train_tokenizer
 from cutaway.training.checkpoint import Checkpoints

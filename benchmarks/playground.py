@@ -26,7 +26,9 @@ from cutaway.model.weights import load_model
 from cutaway.playground.evaluation import toolboxes
 from cutaway.playground.world import make_world
 from cutaway.playground.write import PlaygroundSettings, write_playground
-from cutaway.recipe import RunSettings, TokenizerSettings, load_recipe
+from cutaway.recipe.base import TokenizerSettings
+from cutaway.recipe.files import load_recipe
+from cutaway.recipe.recipe import RunSettings
 from cutaway.stages import pretrain, sft
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.tokenization.train import train_tokenizer

@@ -29,7 +29,9 @@ from cutaway.evals.intervals import mcnemar, wilson
 from cutaway.life.steps import RATES, VOCAB_SIZE
 from cutaway.life.town import texts_for_tokenizer
 from cutaway.playground.write import PlaygroundSettings, write_playground
-from cutaway.recipe import Recipe, RunSettings, TokenizerSettings, load_recipe, load_run
+from cutaway.recipe.base import TokenizerSettings
+from cutaway.recipe.files import load_recipe, load_run
+from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.rl.environment import Limits
 from cutaway.stages import agent, grpo, ppo, pretrain, sft, spo
 from cutaway.tokenization.train import train_tokenizer

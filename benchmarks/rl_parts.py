@@ -15,7 +15,9 @@ from cutaway.generation.engine import Engine
 from cutaway.model.weights import load_model
 from cutaway.playground.evaluation import toolboxes
 from cutaway.playground.world import make_world
-from cutaway.recipe import Recipe, RunSettings, SFTSettings, load_recipe
+from cutaway.recipe.files import load_recipe
+from cutaway.recipe.recipe import Recipe, RunSettings
+from cutaway.recipe.stages import SFTSettings
 from cutaway.rl.environment import Episode, Limits, ToolboxOf, play
 from cutaway.rl.prompts import read_prompts
 from cutaway.rl.rewards import Rewards

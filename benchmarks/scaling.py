@@ -27,7 +27,7 @@ import torch.distributed as dist
 from cutaway.model.config import ModelConfig
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise
-from cutaway.recipe import load_recipe
+from cutaway.recipe.files import load_recipe
 from cutaway.stages.rehearsal import DataSize, RandomRows
 from cutaway.training.derive import derive_model
 from cutaway.training.distributed import Ranks, joined_ranks

@@ -46,7 +46,8 @@ def random_run(folder: Path, recipe: str) -> Path:
     """A model directory of the recipe's shape with random weights."""
     from cutaway.model.transformer import CausalLM
     from cutaway.model.weights import initialise, save_model
-    from cutaway.recipe import TokenizerSettings, load_recipe
+    from cutaway.recipe.base import TokenizerSettings
+    from cutaway.recipe.files import load_recipe
     from cutaway.tokenization.train import train_tokenizer
     from cutaway.training.derive import derive_model
 

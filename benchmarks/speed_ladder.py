@@ -42,7 +42,8 @@ from cutaway.data.loader import Batch, RowSource, evaluation_batches
 from cutaway.evals.bpb import bits_per_byte
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise
-from cutaway.recipe import PretrainSettings, load_recipe
+from cutaway.recipe.files import load_recipe
+from cutaway.recipe.stages import PretrainSettings
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.derive import NEW_MODEL, derive_model
 from cutaway.training.distributed import Ranks

@@ -49,7 +49,7 @@ from cutaway.errors import UserError
 from cutaway.model.config import ModelConfig
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise
-from cutaway.recipe import load_recipe
+from cutaway.recipe.files import load_recipe
 from cutaway.stages.rehearsal import DataSize, RandomRows, peak_memory
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.checkpoint import Checkpoints

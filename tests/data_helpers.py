@@ -10,7 +10,7 @@ import numpy as np
 
 from cutaway.data.cache import TokenCache
 from cutaway.data.hashing import content_hash
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.tokenization.train import train_tokenizer
 

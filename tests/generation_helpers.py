@@ -6,7 +6,7 @@ import torch
 
 from cutaway.model.config import ModelConfig
 from cutaway.model.transformer import CausalLM
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.tokenization.train import train_tokenizer
 

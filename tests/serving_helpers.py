@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from cutaway.model.config import ModelConfig
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise, save_model
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.serving.server import bind
 from cutaway.tokenization.chat import render
 from cutaway.tokenization.messages import Message

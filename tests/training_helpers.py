@@ -15,7 +15,7 @@ from cutaway.data.cache import TokenCache
 from cutaway.data.loader import Batch, RowSource
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise
-from cutaway.recipe import TrainSettings
+from cutaway.recipe.base import TrainSettings
 from cutaway.training.distributed import Ranks
 from cutaway.training.loop import Job
 from cutaway.training.network import Network

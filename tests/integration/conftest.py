@@ -7,7 +7,7 @@ import pytest
 from run_helpers import Town, blank_model
 
 from cutaway.playground.write import PlaygroundSettings, write_training_sets
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.tokenization.train import train_tokenizer
 
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cutaway.model.sharded import whole
-from cutaway.recipe import DistillSettings, DPOSettings, LoRASettings, Recipe, RewardSettings, RunSettings, SFTSettings
+from cutaway.recipe.recipe import Recipe, RunSettings
+from cutaway.recipe.stages import DistillSettings, DPOSettings, LoRASettings, RewardSettings, SFTSettings
 from cutaway.stages import distill, dpo, lora, reward, sft, shared
 from cutaway.training import distributed, loop
 

@@ -12,7 +12,8 @@ from cutaway.life import journal, quickstart, scoring, steps
 from cutaway.life.parts import go
 from cutaway.life.stage import Life
 from cutaway.playground import evaluation, write
-from cutaway.recipe import ModelSettings, load_recipe
+from cutaway.recipe.base import ModelSettings
+from cutaway.recipe.files import load_recipe
 
 SHAPE = ModelSettings(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
 COMMON: dict[str, Any] = {"compile": "off", "precision": "fp32", "workers": 1, "log_every": 1, "eval_every": 50}

@@ -8,7 +8,8 @@ from typing import Any
 
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise, save_model
-from cutaway.recipe import ModelSettings, Recipe, RunSettings, TokenizerSettings
+from cutaway.recipe.base import ModelSettings, TokenizerSettings
+from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.stages import agent, grpo, ppo, spo
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.tokenization.train import train_tokenizer

@@ -131,7 +131,7 @@ def blank_model(
     """Write a tiny model with random weights and the town's tokenizer; its logits are multiplied by `sharpness`."""
     from cutaway.model.transformer import CausalLM
     from cutaway.model.weights import initialise, save_model
-    from cutaway.recipe import ModelSettings
+    from cutaway.recipe.base import ModelSettings
     from cutaway.tokenization.tokenizer import Tokenizer
     from cutaway.training.derive import derive_model
 

@@ -17,7 +17,9 @@ from cutaway.errors import UserError
 from cutaway.evals.results import load_results
 from cutaway.life import build
 from cutaway.playground.identity import identity_records, shuffled
-from cutaway.recipe import Recipe, RunSettings, TokenizerSettings, load_recipe, save_recipe
+from cutaway.recipe.base import TokenizerSettings
+from cutaway.recipe.files import load_recipe, save_recipe
+from cutaway.recipe.recipe import Recipe, RunSettings
 from fake_hub import FakeHub, running_hub
 
 REPO = "datasets/jingyaogong/minimind_dataset"

@@ -16,7 +16,9 @@ from cutaway.cli import main as cli
 from cutaway.data.batch import WrittenBatch
 from cutaway.model.weights import load_model
 from cutaway.objectives.next_token import IGNORE
-from cutaway.recipe import DistillSettings, Recipe, RunSettings, TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
+from cutaway.recipe.recipe import Recipe, RunSettings
+from cutaway.recipe.stages import DistillSettings
 from cutaway.stages import distill, supervised, teacher, written
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.tokenization.train import train_tokenizer

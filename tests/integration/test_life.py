@@ -28,7 +28,8 @@ from cutaway.life.stage import Life, recipe_of, train
 from cutaway.life.steps import PLAYGROUND, Step
 from cutaway.playground.world import make_world
 from cutaway.playground.write import PlaygroundSettings
-from cutaway.recipe import Recipe, RunSettings, load_recipe, save_recipe
+from cutaway.recipe.files import load_recipe, save_recipe
+from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.rl.algorithms import ALGORITHMS
 from cutaway.training.progress import WHOLE, Place, TrainingProgress
 from cutaway.verifiers.record import judge

@@ -10,7 +10,7 @@ from run_helpers import SIZES, Town, cutaway, rows_of
 
 from cutaway.errors import UserError
 from cutaway.model.weights import load_model, read_safetensors_file
-from cutaway.recipe import RunSettings
+from cutaway.recipe.recipe import RunSettings
 from cutaway.stages.shared import prepare_out
 
 

@@ -18,7 +18,8 @@ from cutaway.errors import UserError
 from cutaway.generation.scoring import Scorer
 from cutaway.model.reward import load_reward_model
 from cutaway.model.weights import load_model, read_safetensors, save_model
-from cutaway.recipe import DPOSettings, Recipe, RewardSettings, RunSettings
+from cutaway.recipe.recipe import Recipe, RunSettings
+from cutaway.recipe.stages import DPOSettings, RewardSettings
 from cutaway.stages import dpo, reference, reward
 from cutaway.stages.pairwise import per_answer
 from cutaway.tokenization.chat import render

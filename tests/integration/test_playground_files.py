@@ -17,7 +17,7 @@ from cutaway.playground import arithmetic
 from cutaway.playground.identity import FORMS, NEW_FORMS
 from cutaway.playground.language import LANGUAGES, make_language
 from cutaway.playground.questions import QUESTIONS, UNKNOWN
-from cutaway.playground.skills import hops
+from cutaway.playground.reasoning import hops
 from cutaway.playground.wordings import NEW_FRAMES, PRACTICE_FRAMES
 from cutaway.playground.world import make_world
 from cutaway.playground.world_tools import QUESTIONS as TOOL_QUESTIONS

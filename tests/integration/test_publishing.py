@@ -18,7 +18,10 @@ from safetensors.torch import load_file
 from cutaway.cli import main as cli
 from cutaway.errors import UserError
 from cutaway.exporting.publish import push
-from cutaway.recipe import ModelSettings, PretrainSettings, Recipe, RunSettings, load_run, save_recipe
+from cutaway.recipe.base import ModelSettings
+from cutaway.recipe.files import load_run, save_recipe
+from cutaway.recipe.recipe import Recipe, RunSettings
+from cutaway.recipe.stages import PretrainSettings
 from cutaway.stages import pretrain
 from cutaway.training import trackers
 from cutaway.training.card import MARK, card, write_card

@@ -7,7 +7,8 @@ import pytest
 from run_helpers import SIZES, Town, cutaway
 
 from cutaway.errors import UserError
-from cutaway.recipe import DPOSettings, LoRASettings, PretrainSettings, RewardSettings, load_recipe
+from cutaway.recipe.files import load_recipe
+from cutaway.recipe.stages import DPOSettings, LoRASettings, PretrainSettings, RewardSettings
 from cutaway.stages.rehearsal import DataSize, rehearse
 from model_helpers import tiny_config
 

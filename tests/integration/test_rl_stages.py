@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from cutaway.errors import UserError
 from cutaway.generation.engine import Engine, Request
 from cutaway.model.weights import load_model
-from cutaway.recipe import GRPOSettings, load_recipe
+from cutaway.recipe.files import load_recipe
+from cutaway.recipe.rl import GRPOSettings
 from cutaway.rl.policy import ActorCritic
 from cutaway.stages import rl
 from cutaway.tokenization.tokenizer import Tokenizer

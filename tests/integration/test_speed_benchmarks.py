@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cutaway.recipe import TrainSettings
+from cutaway.recipe.base import TrainSettings
 from cutaway.training.preparation import Plan
 from training_helpers import conversations
 

@@ -17,7 +17,10 @@ from cutaway.cli import main as cli
 from cutaway.data.cache import TokenCache
 from cutaway.errors import UserError
 from cutaway.model.weights import load_model, save_model
-from cutaway.recipe import ModelSettings, PretrainSettings, Recipe, RunSettings, SFTSettings, load_recipe, load_run
+from cutaway.recipe.base import ModelSettings
+from cutaway.recipe.files import load_recipe, load_run
+from cutaway.recipe.recipe import Recipe, RunSettings
+from cutaway.recipe.stages import PretrainSettings, SFTSettings
 from cutaway.stages import pretrain, sft, shared, supervised
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.distributed import start_ranks

@@ -12,7 +12,7 @@ from cutaway.generation.engine import Engine  # noqa: E402
 from cutaway.generation.generate import generate  # noqa: E402
 from cutaway.generation.sampling import Sampling, keep_min_p, keep_top_k, keep_top_p, penalise, scale  # noqa: E402
 from cutaway.model.weights import load_model  # noqa: E402
-from cutaway.recipe import TokenizerSettings  # noqa: E402
+from cutaway.recipe.base import TokenizerSettings  # noqa: E402
 from cutaway.tokenization.train import train_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.slow

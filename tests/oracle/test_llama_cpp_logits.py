@@ -18,7 +18,7 @@ from cutaway.generation.sampling import Sampling  # noqa: E402
 from cutaway.model.lora import LoRAConfig, adapt, adapter_state  # noqa: E402
 from cutaway.model.transformer import CausalLM  # noqa: E402
 from cutaway.model.weights import load_model, save_adapter, save_model  # noqa: E402
-from cutaway.recipe import TokenizerSettings  # noqa: E402
+from cutaway.recipe.base import TokenizerSettings  # noqa: E402
 from cutaway.tokenization.tokenizer import Tokenizer  # noqa: E402
 from cutaway.tokenization.train import train_tokenizer  # noqa: E402
 from model_helpers import ROPE_SCALINGS, random_model, tiny_config  # noqa: E402

@@ -17,7 +17,7 @@ from cutaway.model.weights import save_model
 from cutaway.playground.language import LANGUAGES
 from cutaway.playground.pretraining import documents as town_documents
 from cutaway.playground.world import make_world
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.tokenization.tokenizer import SPECIAL_TOKENS, TAG_TOKENS, Tokenizer
 from cutaway.tokenization.train import train_tokenizer
 from model_helpers import random_model, tiny_config

@@ -17,7 +17,7 @@ import pytest
 from cutaway.evals.multiple_choice import Asking, Item, read_items, score
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import save_model
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.tokenization.train import train_tokenizer
 from model_helpers import random_model, tiny_config

@@ -8,7 +8,7 @@ import torch
 from cutaway.generation.scoring import Scorer
 from cutaway.model.reward import RewardModel
 from cutaway.model.weights import describe_model, save_model
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.tokenization.train import train_tokenizer
 from model_helpers import random_model, tiny_config
 

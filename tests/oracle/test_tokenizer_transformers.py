@@ -12,7 +12,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers")
 
-from cutaway.recipe import TokenizerSettings  # noqa: E402
+from cutaway.recipe.base import TokenizerSettings  # noqa: E402
 from cutaway.tokenization.chat import normalise, parse, render, render_text  # noqa: E402
 from cutaway.tokenization.tokenizer import Tokenizer  # noqa: E402
 from cutaway.tokenization.train import train_tokenizer  # noqa: E402

@@ -3,7 +3,7 @@ import unicodedata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.tokenization.bpe import split_words, train_bpe
 from cutaway.tokenization.tokenizer import CONTROL_TOKENS, blank_tokenizer
 from cutaway.tokenization.train import train_tokenizer

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cutaway.errors import UserError
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.tokenization.chat import (
     CHAT_TEMPLATE,
     normalise,

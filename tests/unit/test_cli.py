@@ -15,7 +15,8 @@ import pytest
 from cutaway.cli import main as cli
 from cutaway.cli.common import parse_stage
 from cutaway.errors import Stopped, UserError
-from cutaway.recipe import RunSettings, load_recipe, save_recipe
+from cutaway.recipe.files import load_recipe, save_recipe
+from cutaway.recipe.recipe import RunSettings
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from cutaway.cli.fold import Fold
 from cutaway.generation.conversation import MAX_TOOL_ROUNDS, Conversation, ToolUse
 from cutaway.generation.engine import Engine, Piece, Request
 from cutaway.model.transformer import CausalLM
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.tokenization.chat import render, render_text
 from cutaway.tokenization.messages import Message
 from cutaway.tokenization.tokenizer import Tokenizer

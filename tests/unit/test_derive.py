@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutaway.errors import UserError
-from cutaway.recipe import ModelSettings, SFTSettings, TrainSettings, builtin_recipes, load_recipe
+from cutaway.recipe.base import ModelSettings, TrainSettings
+from cutaway.recipe.files import builtin_recipes, load_recipe
+from cutaway.recipe.stages import SFTSettings
 from cutaway.training.derive import (
     MUON_SHARE,
     MUON_SHARE_SHORT,

@@ -8,7 +8,7 @@ import torch
 from cutaway.errors import UserError
 from cutaway.objectives import preference
 from cutaway.objectives.preference import Pairs
-from cutaway.recipe import DPOSettings
+from cutaway.recipe.stages import DPOSettings
 from cutaway.stages.dpo import derive_loss, metrics, pair_losses
 
 

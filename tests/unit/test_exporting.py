@@ -21,7 +21,7 @@ from cutaway.exporting.ollama import PLAIN, TEMPLATE  # noqa: E402
 from cutaway.model.lora import LoRAConfig, adapt  # noqa: E402
 from cutaway.model.rope import rotate  # noqa: E402
 from cutaway.model.weights import save_adapter, save_model  # noqa: E402
-from cutaway.recipe import TokenizerSettings  # noqa: E402
+from cutaway.recipe.base import TokenizerSettings  # noqa: E402
 from cutaway.tokenization.tokenizer import Tokenizer  # noqa: E402
 from cutaway.tokenization.train import train_tokenizer  # noqa: E402
 from model_helpers import random_model, tiny_config  # noqa: E402

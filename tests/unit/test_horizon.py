@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cutaway.data.loader import RowSource
 from cutaway.errors import UserError
-from cutaway.recipe import TrainSettings
+from cutaway.recipe.base import TrainSettings
 from cutaway.training.horizon import (
     COMPILE_REPAYS_S,
     HORIZONS,

@@ -18,7 +18,7 @@ from cutaway.model.norm import RMSNorm
 from cutaway.model.rope import RotaryEmbedding
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise
-from cutaway.recipe import load_recipe
+from cutaway.recipe.files import load_recipe
 from cutaway.training.derive import derive_model
 from model_helpers import pack, random_ids, random_model, tiny_config
 

@@ -19,7 +19,8 @@ from cutaway.model.config import ModelConfig
 from cutaway.model.moe import MixtureOfExperts, Routing, grouped_product, padded_product
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise, load_model, save_model
-from cutaway.recipe import ModelSettings, load_recipe
+from cutaway.recipe.base import ModelSettings
+from cutaway.recipe.files import load_recipe
 from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.derive import derive_model
 from cutaway.training.optim import is_matrix, make_optimizers, muon_cost, newton_schulz_flops, orthogonalise

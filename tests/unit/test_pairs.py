@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cutaway.data.pairs import Answer, Pair, PairSource, at_the_end, mismatched, pair_batches, read_pairs, split_pairs
 from cutaway.errors import UserError
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.tokenization.train import train_tokenizer
 

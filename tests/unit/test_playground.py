@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from cutaway.playground import arithmetic
 from cutaway.playground.alignment import KINDS, preference, rl_prompts
 from cutaway.playground.choices import ceval_csv, choice_records
+from cutaway.playground.facts import clinic
+from cutaway.playground.items import Item, Split
 from cutaway.playground.language import LANGUAGES, make_language
 from cutaway.playground.lexicon import LEXICON
-from cutaway.playground.skills import MAKERS, PRACTISED, Item, Split, clinic
+from cutaway.playground.skills import MAKERS, PRACTISED
 from cutaway.playground.wordings import RELATIONS
 from cutaway.playground.world import make_world
 from cutaway.playground.world_tools import call_text, exchange, make_toolbox

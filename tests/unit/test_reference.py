@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from cutaway.recipe import RunSettings, builtin_recipes, load_recipe, save_recipe
+from cutaway.recipe.files import builtin_recipes, load_recipe, save_recipe
+from cutaway.recipe.recipe import RunSettings
 from cutaway.training import reference
 from cutaway.training.curves import draw_curves
 from cutaway.training.progress import TrainingProgress

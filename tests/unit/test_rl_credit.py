@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cutaway.recipe import PPOSettings
+from cutaway.recipe.rl import PPOSettings
 from cutaway.rl.algorithms import ALGORITHMS
 from cutaway.rl.credit import credit_tokens, share
 from cutaway.rl.meter import Meter

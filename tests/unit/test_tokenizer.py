@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from cutaway.errors import UserError
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.tokenization import dump, train
 from cutaway.tokenization.tokenizer import CONTROL_TOKENS, SPECIAL_TOKENS, Tokenizer
 from cutaway.tokenization.train import sample_documents, train_tokenizer

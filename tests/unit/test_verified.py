@@ -10,7 +10,7 @@ from cutaway.evals.verified import MAX_ROUNDS, answer_records, judge_record, sha
 from cutaway.generation.engine import Completion, Engine
 from cutaway.playground.world import make_world
 from cutaway.playground.world_tools import make_toolbox
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.tokenization.chat import render
 from cutaway.tokenization.train import train_tokenizer
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cutaway.cli.common import parse
 from cutaway.errors import UserError
-from cutaway.recipe import PlanSettings, load_recipe
+from cutaway.recipe.files import load_recipe
+from cutaway.recipe.recipe import PlanSettings
 
 if TYPE_CHECKING:
     from cutaway.life.build import Sources

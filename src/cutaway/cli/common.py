@@ -15,22 +15,17 @@ from typing import Any, TypeVar
 import tyro
 
 from cutaway.errors import UserError
-from cutaway.recipe import (
-    AgentSettings,
+from cutaway.recipe.base import ModelSettings
+from cutaway.recipe.files import load_recipe, load_run
+from cutaway.recipe.recipe import Recipe, RunSettings
+from cutaway.recipe.rl import AgentSettings, GRPOSettings, PPOSettings, SPOSettings
+from cutaway.recipe.stages import (
     DistillSettings,
     DPOSettings,
-    GRPOSettings,
     LoRASettings,
-    ModelSettings,
-    PPOSettings,
     PretrainSettings,
-    Recipe,
     RewardSettings,
-    RunSettings,
     SFTSettings,
-    SPOSettings,
-    load_recipe,
-    load_run,
 )
 
 Flags = TypeVar("Flags")

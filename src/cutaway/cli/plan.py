@@ -10,17 +10,10 @@ import tyro
 
 from cutaway.cli.common import parse, peek, without_horizon
 from cutaway.errors import UserError
-from cutaway.recipe import (
-    DPOSettings,
-    LoRASettings,
-    ModelSettings,
-    PlanSettings,
-    PretrainSettings,
-    Recipe,
-    RewardSettings,
-    SFTSettings,
-    load_recipe,
-)
+from cutaway.recipe.base import ModelSettings
+from cutaway.recipe.files import load_recipe
+from cutaway.recipe.recipe import PlanSettings, Recipe
+from cutaway.recipe.stages import DPOSettings, LoRASettings, PretrainSettings, RewardSettings, SFTSettings
 
 if TYPE_CHECKING:
     from cutaway.stages.estimate import Estimate

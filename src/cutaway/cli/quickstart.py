@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from cutaway.cli.common import parse
 from cutaway.errors import UserError
-from cutaway.recipe import PlanSettings, load_recipe
+from cutaway.recipe.files import load_recipe
+from cutaway.recipe.recipe import PlanSettings
 
 if TYPE_CHECKING:
     from cutaway.evals.tables import Table

@@ -50,7 +50,7 @@ def train(flags: TokenizerFlags) -> None:
     """Read, train, save, and say how well it compresses the start of the text it has seen."""
     from cutaway.data.formats import check_readable
     from cutaway.data.texts import read_texts
-    from cutaway.recipe import TokenizerSettings
+    from cutaway.recipe.base import TokenizerSettings
     from cutaway.tokenization.train import train_tokenizer
 
     if (Path(flags.out) / "config.json").is_file():

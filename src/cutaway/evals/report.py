@@ -23,7 +23,7 @@ from cutaway.generation.defaults import load_sampling
 from cutaway.generation.engine import Completion, Engine
 from cutaway.generation.generate import document_prompt, generate
 from cutaway.model.weights import load_model, write_text
-from cutaway.recipe import read_toml
+from cutaway.recipe.files import read_toml
 from cutaway.tokenization.dump import token_label
 from cutaway.tokenization.messages import Message
 from cutaway.tokenization.tokenizer import Tokenizer

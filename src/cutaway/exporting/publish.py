@@ -14,7 +14,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from cutaway.data.hub import endpoint, trouble
 from cutaway.errors import UserError
-from cutaway.recipe import RunSettings, load_recipe, load_run, read_toml, save_recipe
+from cutaway.recipe.files import load_recipe, load_run, read_toml, save_recipe
+from cutaway.recipe.recipe import RunSettings
 from cutaway.training.card import MARK, card, write_card
 
 Answer = TypeVar("Answer")

@@ -7,7 +7,7 @@ from typing import Any
 
 from cutaway.generation.engine import Completion, Engine, Piece, Request
 from cutaway.generation.generate import document_prompt, stream
-from cutaway.recipe import read_toml
+from cutaway.recipe.files import read_toml
 from cutaway.tokenization.chat import parse_answer, render
 from cutaway.tokenization.foreign import prompt_foreign
 from cutaway.tokenization.messages import Message

@@ -29,7 +29,7 @@ from cutaway.life.parts import Part
 from cutaway.life.stage import Life, by_hand, train
 from cutaway.life.steps import PASSES, REPLAY, Stage, Step
 from cutaway.model.weights import write_text
-from cutaway.recipe import Recipe
+from cutaway.recipe.recipe import Recipe
 from cutaway.tokenization.train import train_tokenizer
 
 log = logging.getLogger("cutaway")

@@ -22,7 +22,7 @@ from cutaway.life.steps import (
     Step,
 )
 from cutaway.playground.write import EXAMPLE_QUESTIONS
-from cutaway.recipe import Recipe
+from cutaway.recipe.recipe import Recipe
 from cutaway.tokenization.messages import Message
 
 log = logging.getLogger("cutaway")

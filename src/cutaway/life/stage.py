@@ -10,7 +10,8 @@ from typing import Any
 
 from cutaway.life.steps import LIFE_MINUTES, Step
 from cutaway.model.merging import merge
-from cutaway.recipe import Recipe, RunSettings, load_recipe
+from cutaway.recipe.files import load_recipe
+from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.rl.environment import ToolboxOf
 from cutaway.stages import agent, dpo, grpo, lora, pretrain, sft
 from cutaway.training.checkpoint import Checkpoints

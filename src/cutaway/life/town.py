@@ -16,7 +16,7 @@ from cutaway.playground.language import make_language
 from cutaway.playground.skills import MAKERS
 from cutaway.playground.world import World, make_world
 from cutaway.playground.write import PlaygroundSettings, write_playground
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.rl.environment import ToolboxOf
 from cutaway.tokenization.chat import render_text
 from cutaway.tokenization.train import train_tokenizer

@@ -26,7 +26,7 @@ from cutaway.model.moe import is_router
 from cutaway.model.rope import stretch
 from cutaway.model.sharded import on_first, part_of
 from cutaway.model.transformer import CausalLM
-from cutaway.recipe import read_toml
+from cutaway.recipe.files import read_toml
 
 Kind = TypeVar("Kind", bound=CausalLM)
 

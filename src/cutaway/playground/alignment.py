@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from cutaway.playground.evaluation import DAYS_OF_SETS, item_record, tool_record, toolboxes
+from cutaway.playground.facts import fact
+from cutaway.playground.items import Item, Split, fill, key_of, question_turns
 from cutaway.playground.language import Language, make_language
-from cutaway.playground.skills import MAKERS, PRACTISED, Item, Split, fact, fill, key_of, question_turns
+from cutaway.playground.skills import MAKERS, PRACTISED
 from cutaway.playground.world import World
 
 Record = dict[str, Any]

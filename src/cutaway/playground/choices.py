@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+from cutaway.playground.facts import ask
 from cutaway.playground.language import Language, make_language
-from cutaway.playground.skills import ask
 from cutaway.playground.wordings import RELATIONS
 from cutaway.playground.world import World
 

@@ -4,11 +4,13 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+from cutaway.playground.facts import trained_questions
+from cutaway.playground.items import Item, key_of, question_turns
 from cutaway.playground.language import Language, make_language
 from cutaway.playground.mixing import Shares, token_estimate
 from cutaway.playground.pretraining import DAYS
 from cutaway.playground.questions import SYSTEMS, TALK
-from cutaway.playground.skills import MAKERS, Item, key_of, question_turns, trained_questions
+from cutaway.playground.skills import MAKERS
 from cutaway.playground.world import World
 from cutaway.playground.world_tools import exchange, make_toolbox, tool_prompt
 from cutaway.tools.toolbox import Toolbox

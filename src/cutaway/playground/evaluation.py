@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.errors import UserError
+from cutaway.playground.facts import clinic
+from cutaway.playground.items import Item, Split
 from cutaway.playground.language import Language, make_language
-from cutaway.playground.skills import MAKERS, PRACTISED, Item, Split, clinic
+from cutaway.playground.skills import MAKERS, PRACTISED
 from cutaway.playground.world import World, make_world
 from cutaway.playground.world_tools import exchange, make_toolbox, tool_prompt
 from cutaway.tools.toolbox import Toolbox

@@ -8,8 +8,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+from cutaway.playground.items import key_of, question_turns
 from cutaway.playground.language import Language, make_language
-from cutaway.playground.skills import key_of, question_turns
 
 Record = dict[str, Any]
 NEW_FORMS = 10

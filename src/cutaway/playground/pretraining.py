@@ -5,10 +5,12 @@ import random
 from collections.abc import Callable, Iterator
 
 from cutaway.playground import arithmetic
+from cutaway.playground.exercises import calculation_item, happening
+from cutaway.playground.items import key_of
 from cutaway.playground.language import LANGUAGES, Language, make_language, sentence
 from cutaway.playground.mixing import Shares, token_estimate
 from cutaway.playground.questions import EVENTS
-from cutaway.playground.skills import MAKERS, calculation_item, happening, key_of
+from cutaway.playground.skills import MAKERS
 from cutaway.playground.world import World, is_woman, relations_of
 from cutaway.playground.world_tools import exchange, make_toolbox
 from cutaway.tools.toolbox import Toolbox
@@ -24,7 +26,7 @@ SHARES = {
     "notes": 0.06,
     "drill": 0.13,
 }
-"""Shares of the tokens. Facts stand in entries, tables and dialogues: each a hundred times in what a quickstart reads."""
+"""Shares of the tokens. Facts stand in entries, tables and dialogues: a quickstart reads each a hundred times."""
 DAYS = 64
 """Days whose tools answer in training; evaluation has later ones."""
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cutaway.playground.arithmetic import is_held_out
+from cutaway.playground.items import FORM, Item, Split, Verifier, fill, kept_out, key_of
 from cutaway.playground.language import LANGUAGES, Language, make_language
 from cutaway.playground.questions import Forms
-from cutaway.playground.skills import FORM, Item, Split, Verifier, fill, kept_out, key_of
 from cutaway.playground.world import World
 from cutaway.tools.calculator import calculator
 from cutaway.tools.schema import ToolError, make_tool

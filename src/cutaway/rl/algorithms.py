@@ -18,7 +18,7 @@ from cutaway.objectives import advantages, policy
 from cutaway.objectives.aggregation import Aggregation
 from cutaway.objectives.kl import Estimator
 from cutaway.objectives.policy import Tokens
-from cutaway.recipe import AdvantageName, KLPlace, PolicyLossName, PromptSampling
+from cutaway.recipe.rl import AdvantageName, KLPlace, PolicyLossName, PromptSampling
 from cutaway.rl.custom import is_custom, load_function
 
 PolicyLoss = Callable[[Tokens], Float[Tensor, "batch seq"]]

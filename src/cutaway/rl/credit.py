@@ -14,7 +14,7 @@ from torch import Tensor
 from cutaway.objectives import advantages as objective
 from cutaway.objectives.kl import kl, rewards_after_kl
 from cutaway.objectives.value import explained_variance
-from cutaway.recipe import PPOSettings, RLSettings
+from cutaway.recipe.rl import PPOSettings, RLSettings
 from cutaway.rl.algorithms import Algorithm, group_advantage
 from cutaway.rl.measuring import measure_again
 from cutaway.rl.meter import Meter

@@ -8,7 +8,8 @@ from typing import Any
 from cutaway.data.hashing import derive_key, keyed_order
 from cutaway.errors import UserError
 from cutaway.model.reward import load_reward_model
-from cutaway.recipe import AgentSettings, PPOSettings, RLSettings, RunSettings
+from cutaway.recipe.recipe import RunSettings
+from cutaway.recipe.rl import AgentSettings, PPOSettings, RLSettings
 from cutaway.rl.algorithms import ALGORITHMS, Algorithm, check_algorithm
 from cutaway.rl.prompts import Prompt, read_prompts
 from cutaway.rl.rewards import Rewards, ScoreDialogues, split_weight

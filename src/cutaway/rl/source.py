@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from cutaway.data.hashing import derive_key
-from cutaway.recipe import RLSettings
+from cutaway.recipe.rl import RLSettings
 from cutaway.rl import prompts as drawing
 from cutaway.rl.algorithms import Algorithm
 from cutaway.rl.credit import give_credit, share

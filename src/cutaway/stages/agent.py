@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.errors import UserError
-from cutaway.recipe import AgentSettings, Recipe, RunSettings
+from cutaway.recipe.recipe import Recipe, RunSettings
+from cutaway.recipe.rl import AgentSettings
 from cutaway.rl.custom import load_function
 from cutaway.rl.environment import ToolboxOf
 from cutaway.stages import rl, shared

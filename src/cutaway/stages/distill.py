@@ -22,7 +22,8 @@ from cutaway.data.batch import Batch, WrittenBatch, assemble
 from cutaway.errors import UserError
 from cutaway.objectives import distillation
 from cutaway.objectives.next_token import IGNORE, MAX_LOGIT_BYTES
-from cutaway.recipe import DistillSettings, Recipe, RunSettings
+from cutaway.recipe.recipe import Recipe, RunSettings
+from cutaway.recipe.stages import DistillSettings
 from cutaway.stages import shared, supervised, teacher, written
 from cutaway.training.distributed import joined_ranks
 from cutaway.training.network import Network

@@ -23,7 +23,8 @@ from cutaway.model.lora import switched_off
 from cutaway.model.moe import Routing
 from cutaway.objectives import preference
 from cutaway.objectives.preference import Pairs
-from cutaway.recipe import DPOSettings, Recipe, RunSettings
+from cutaway.recipe.recipe import Recipe, RunSettings
+from cutaway.recipe.stages import DPOSettings
 from cutaway.stages import pairwise, shared
 from cutaway.stages.pairwise import per_answer
 from cutaway.stages.reference import cached_logprobs

@@ -14,7 +14,8 @@ from cutaway.data.loader import RowSource
 from cutaway.data.pairs import PairSource
 from cutaway.model.config import ModelConfig
 from cutaway.model.transformer import CausalLM
-from cutaway.recipe import PlanSettings, Recipe, RunSettings, TrainSettings
+from cutaway.recipe.base import TrainSettings
+from cutaway.recipe.recipe import PlanSettings, Recipe, RunSettings
 from cutaway.stages import pairwise, supervised
 from cutaway.stages.rehearsal import PEAK, DataSize, Findings, Stage, reference_passes, rehearse, staged_model
 from cutaway.tokenization.tokenizer import Tokenizer

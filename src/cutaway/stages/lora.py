@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from cutaway.errors import UserError
-from cutaway.recipe import Recipe, RunSettings
+from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.stages import sft, shared
 
 

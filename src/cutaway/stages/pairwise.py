@@ -10,7 +10,8 @@ from torch import Tensor
 from cutaway.data.pairs import Pair, PairBatch, PairSource, pair_batches, read_pairs, split_pairs
 from cutaway.errors import UserError
 from cutaway.model.moe import Routing
-from cutaway.recipe import RunSettings, TrainSettings
+from cutaway.recipe.base import TrainSettings
+from cutaway.recipe.recipe import RunSettings
 from cutaway.stages.shared import Evaluation, Material
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.network import Network

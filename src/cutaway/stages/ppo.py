@@ -9,7 +9,7 @@ step is `stages/rl.py` `make_step`.
 import sys
 from pathlib import Path
 
-from cutaway.recipe import Recipe, RunSettings
+from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.stages import rl, shared
 
 

@@ -13,7 +13,7 @@ from cutaway.errors import UserError
 from cutaway.generation.generate import document_prompt
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise, load_model
-from cutaway.recipe import Recipe, RunSettings
+from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.stages import shared, supervised
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.derive import NEW_MODEL, Rule, derive_model

@@ -30,15 +30,9 @@ from cutaway.model.config import ModelConfig
 from cutaway.model.reward import RewardModel
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise
-from cutaway.recipe import (
-    DPOSettings,
-    LoRASettings,
-    PretrainSettings,
-    RewardSettings,
-    SFTSettings,
-    TrainSettings,
-    build,
-)
+from cutaway.recipe.base import TrainSettings
+from cutaway.recipe.files import build
+from cutaway.recipe.stages import DPOSettings, LoRASettings, PretrainSettings, RewardSettings, SFTSettings
 from cutaway.stages.dpo import REFERENCE_FREE
 from cutaway.stages.shared import attach_adapter
 from cutaway.training.checkpoint import Checkpoints

@@ -17,7 +17,7 @@ from cutaway.errors import UserError
 from cutaway.model.moe import Routing
 from cutaway.model.reward import RewardModel
 from cutaway.objectives.reward import bradley_terry, brier, calibration_gaps
-from cutaway.recipe import Recipe, RunSettings
+from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.stages import pairwise, shared
 from cutaway.stages.pairwise import Means, per_answer
 from cutaway.training.derive import REWARD

@@ -21,7 +21,8 @@ from cutaway.objectives.aggregation import divisor, total
 from cutaway.objectives.kl import kl
 from cutaway.objectives.policy import Tokens, clipped, importance_weight
 from cutaway.objectives.value import value_loss
-from cutaway.recipe import PPOSettings, Recipe, RLSettings, RunSettings
+from cutaway.recipe.recipe import Recipe, RunSettings
+from cutaway.recipe.rl import PPOSettings, RLSettings
 from cutaway.rl.algorithms import Algorithm, coincidences, policy_loss
 from cutaway.rl.drift import Drift
 from cutaway.rl.dump import token_rows, write_dump

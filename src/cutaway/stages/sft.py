@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from cutaway.recipe import Recipe, RunSettings, TrainSettings
+from cutaway.recipe.base import TrainSettings
+from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.stages import shared, supervised
 from cutaway.training.distributed import joined_ranks
 

@@ -28,17 +28,9 @@ from cutaway.model.rope import scaling_text
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import describe_model, is_adapter, load_model, write_text
 from cutaway.objectives.next_token import IGNORE
-from cutaway.recipe import (
-    AdapterSettings,
-    ModelSettings,
-    Recipe,
-    RunSettings,
-    ShardSettings,
-    TrainSettings,
-    load_recipe,
-    load_run,
-    save_recipe,
-)
+from cutaway.recipe.base import AdapterSettings, ModelSettings, ShardSettings, TrainSettings
+from cutaway.recipe.files import load_recipe, load_run, save_recipe
+from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.tokenization.dump import dump_html, dump_terminal
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.card import write_card

@@ -9,7 +9,7 @@ is as in `stages/grpo.py`. `algorithm = "spo_global"` is MiniMind's variant with
 import sys
 from pathlib import Path
 
-from cutaway.recipe import Recipe, RunSettings
+from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.stages import rl, shared
 
 

@@ -10,7 +10,8 @@ from cutaway.data.cache import TokenCache, build_cache, split_holdout
 from cutaway.data.loader import Batch, RowSource, evaluation_batches
 from cutaway.errors import UserError
 from cutaway.evals.bpb import bits_per_byte
-from cutaway.recipe import RunSettings, TrainSettings
+from cutaway.recipe.base import TrainSettings
+from cutaway.recipe.recipe import RunSettings
 from cutaway.stages.shared import Evaluation, Material, first_rank_first
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.distributed import Ranks

@@ -19,7 +19,7 @@ from cutaway.errors import UserError
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import load_model, weights_fingerprint
 from cutaway.objectives.next_token import IGNORE
-from cutaway.recipe import DistillSettings
+from cutaway.recipe.stages import DistillSettings
 from cutaway.stages.shared import first_rank_first
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.network import Network

@@ -18,7 +18,7 @@ from cutaway.generation.engine import Engine
 from cutaway.generation.generate import generate
 from cutaway.generation.sampling import Sampling
 from cutaway.objectives.next_token import IGNORE
-from cutaway.recipe import DistillSettings
+from cutaway.recipe.stages import DistillSettings
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.network import Network
 

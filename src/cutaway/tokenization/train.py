@@ -10,7 +10,7 @@ from tokenizers import pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
 from cutaway.errors import UserError
-from cutaway.recipe import TokenizerSettings
+from cutaway.recipe.base import TokenizerSettings
 from cutaway.tokenization.tokenizer import CONTROL_TOKENS, Tokenizer, add_control_tokens, blank_tokenizer
 
 # The trainer needs 80 bytes of memory for a byte of Chinese, so 2.7 GB here; more text hardly changes the vocabulary.

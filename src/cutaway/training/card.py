@@ -6,7 +6,7 @@ from typing import Any
 
 from cutaway.data.hub import MINIMIND_FILES, MINIMIND_LICENCE
 from cutaway.model.weights import write_text
-from cutaway.recipe import read_toml
+from cutaway.recipe.files import read_toml
 from cutaway.training.metrics import read_metrics
 
 FIGURES = {

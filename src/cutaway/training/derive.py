@@ -11,7 +11,7 @@ from cutaway.errors import UserError
 from cutaway.model.config import ModelConfig
 from cutaway.model.rope import stretch
 from cutaway.model.transformer import CausalLM
-from cutaway.recipe import ModelSettings, TrainSettings
+from cutaway.recipe.base import ModelSettings, TrainSettings
 from cutaway.training.optim import muon_cost
 
 Train = TypeVar("Train", bound=TrainSettings)

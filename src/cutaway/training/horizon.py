@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from cutaway.data.loader import Batch
 from cutaway.errors import UserError
-from cutaway.recipe import TrainSettings
+from cutaway.recipe.base import TrainSettings
 from cutaway.training.metrics import synchronise
 
 log = logging.getLogger("cutaway")

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from cutaway.errors import Stopped, UserError
 from cutaway.model.sharded import local, whole
-from cutaway.recipe import TrainSettings
+from cutaway.recipe.base import TrainSettings
 from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.metrics import MetricsLog
 from cutaway.training.network import Network

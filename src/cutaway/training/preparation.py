@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from cutaway.data.loader import Batch
 from cutaway.errors import UserError
-from cutaway.recipe import TrainSettings
+from cutaway.recipe.base import TrainSettings
 from cutaway.training.derive import Rule, derive_batch, derive_intervals, derive_optimizer
 from cutaway.training.horizon import (
     RESERVE,
