@@ -63,6 +63,17 @@ def test_only_the_adapter_gets_a_gradient() -> None:
         assert (parameter.grad is not None) == (".lora_" in name), name
 
 
+def test_every_matrix_of_a_layer_is_adapted_by_default() -> None:
+    """Keys and values of grouped queries are narrow, the MLP's are wide: an adapter needs no square matrix."""
+    config = tiny_config()
+    names = adapt(random_model(config), LoRAConfig())
+    assert config.num_key_value_heads < config.num_attention_heads
+    assert len(names) == 7 * config.num_hidden_layers
+    assert {name.rsplit(".", 1)[-1] for name in names} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    }
+
+
 def test_the_scale() -> None:
     assert LoRAConfig(rank=16, alpha=32).scale == 2
     assert LoRAConfig(rank=16, alpha=32, rslora=True).scale == 8
