@@ -39,5 +39,5 @@ def test_its_cells_run(tmp_path: Path) -> None:
     losses = [float(found) for found in re.findall(r"^step \d: h = .*, loss = ([\d.]+)$", done.stdout, re.MULTILINE)]
     assert losses[0] == pytest.approx(0.6931, abs=1e-4) and losses == sorted(losses, reverse=True) and len(losses) == 4
     assert re.search(r"^weights +\(1, 4, (\d+), \1\)$", done.stdout, re.MULTILINE)
-    assert all(f"{skill}.jsonl" in done.stdout for skill in ("fact", "arithmetic", "comparison"))
+    assert all(f"**{skill}.answers**" in done.stdout for skill in ("fact", "arithmetic", "comparison"))
     assert (tmp_path / "runs" / "notebook" / "sft" / "evals").is_dir()
