@@ -1,17 +1,20 @@
 """One self-contained run on a borrowed GPU: from text to a chat model in minutes, MFU, fused paths against plain ones.
 
     python benchmarks/gpu_run.py --pretrain D/pretrain_mix.jsonl.xz --sft D/sft_mix.jsonl.xz --out OUT
-        [--recipe mini] [--tokens 260000000] [--epochs 3] [--minutes 8] [--parts train mfu equal]
+        [--recipe mini] [--tokens 260000000] [--epochs 3] [--minutes 8] [--parts train mfu equal memory]
+    python benchmarks/gpu_run.py --parts memory --out OUT        [--cards mini=8 small=12]
 
 Needs what the package needs but tyro, and no network: it works from the source tree. `train` makes a vocabulary unless
 `--tokenizer` names one, pretrains on so many tokens, fine-tunes for so many epochs, by the stages that the commands
 run, and asks the result the prompts of `prompts.jsonl`. A speed measurement shortens the pretraining where it would not
 end in time, and says so. `mfu` times steps of `mini` and `small` at several micro-batches against the matrix-product
 rate measured beside them. `equal` compares losses and gradients of the compiled bf16 network and of the plain one with
-those in fp32. OUT gets at most eight files of under 15 MB: `report.json` and `report.md`, `rest.tar.gz` (both runs'
-metrics, samples, curves, recipes, tokenizer, logs, the index of the weights), and the weights in bf16, sharded. It is
-written anew after every part, so that a run that is cut off leaves what it has. What needs a GPU runs on a processor
-too, with small numbers.
+those in fp32. `memory` takes a step of each recipe with no more memory than a card of so many GB has, at the
+micro-batch that a run on such a card derives, compiled or not, with activation checkpointing or without, and puts the
+peak beside what `cutaway plan` computes. OUT gets at most eight files of under 15 MB: `report.json` and `report.md`,
+`rest.tar.gz` (both runs' metrics, samples, curves, recipes, tokenizer, logs, the index of the weights), and the weights
+in bf16, sharded. It is written anew after every part, so that a run that is cut off leaves what it has. What needs a
+GPU runs on a processor too, with small numbers.
 """
 
 import argparse
@@ -40,14 +43,15 @@ from cutaway.model.transformer import CausalLM  # noqa: E402
 from cutaway.model.weights import initialise, load_model, write_safetensors, write_text  # noqa: E402
 from cutaway.recipe.files import load_recipe, save_recipe  # noqa: E402
 from cutaway.recipe.recipe import RunSettings  # noqa: E402
-from cutaway.stages.rehearsal import DataSize, RandomRows, peak_memory  # noqa: E402
+from cutaway.recipe.stages import PretrainSettings  # noqa: E402
+from cutaway.stages.rehearsal import DataSize, RandomRows, measure, peak_memory, staged_model  # noqa: E402
 from cutaway.tokenization.tokenizer import Tokenizer  # noqa: E402
 from cutaway.training.derive import derive_model  # noqa: E402
 from cutaway.training.distributed import Ranks  # noqa: E402
 from cutaway.training.horizon import seconds_per_micro_batch  # noqa: E402
 from cutaway.training.metrics import matmul_rate, read_metrics  # noqa: E402
 from cutaway.training.network import Network  # noqa: E402
-from cutaway.training.plan import GPUS, cost  # noqa: E402
+from cutaway.training.plan import GPUS, cost, step_memory  # noqa: E402
 from cutaway.training.precision import pick_device, pick_dtype  # noqa: E402
 
 SHARD_BYTES = 14_000_000
@@ -60,8 +64,8 @@ YUAN_A_DOLLAR = 7.1
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pretrain", required=True)
-    parser.add_argument("--sft", required=True)
+    parser.add_argument("--pretrain", help="for train")
+    parser.add_argument("--sft", help="for train")
     parser.add_argument("--tokenizer", help="a tokenizer directory; without it one is trained")
     parser.add_argument("--out", required=True)
     parser.add_argument("--work", help="folder of the runs, which may be large; default: OUT beside, with -work")
@@ -75,8 +79,12 @@ def main() -> None:
     parser.add_argument("--holdout-tokens", type=int, default=262144)
     parser.add_argument("--micro-batches", type=int, nargs="+", default=[32768, 65536, 131072], help="tokens, for mfu")
     parser.add_argument("--mfu-recipes", nargs="+", default=["mini", "small"])
-    parser.add_argument("--parts", nargs="+", default=["train", "mfu", "equal"], choices=["train", "mfu", "equal"])
+    parser.add_argument("--cards", nargs="+", default=["mini=8", "small=12"], help="recipe=GB, for memory")
+    parts = {"train": train, "mfu": mfu, "equal": equal, "memory": memory}
+    parser.add_argument("--parts", nargs="+", default=list(parts), choices=parts)
     arguments = parser.parse_args()
+    if "train" in arguments.parts and not (arguments.pretrain and arguments.sft):
+        parser.error("train needs --pretrain and --sft")
     torch.set_float32_matmul_precision("high")
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -87,7 +95,7 @@ def main() -> None:
     report: dict[str, Any] = {"device": name, "torch": str(torch.__version__), "arguments": vars(arguments)}
     for part in arguments.parts:
         began = time.monotonic()
-        report[part] = {"train": train, "mfu": mfu, "equal": equal}[part](arguments, work, device)
+        report[part] = parts[part](arguments, work, device)
         report[part]["seconds"] = round(time.monotonic() - began, 1)
         print(f"{part}: {json.dumps(report[part], ensure_ascii=False)[:4000]}", flush=True)
         write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", out / "report.json")
@@ -301,6 +309,59 @@ def mixed_batch(vocab_size: int, rows: int, length: int) -> Batch:
     return Batch(ids[:, :-1].contiguous(), targets, (places - begun).contiguous(), documents)
 
 
+def memory(arguments: argparse.Namespace, work: Path, device: torch.device) -> dict[str, Any]:
+    """Peaks of pretraining within the memory of small cards."""
+    cells = []
+    for card in arguments.cards:
+        recipe, gigabytes = card.split("=")
+        for compiled in ("off", "on"):
+            for checkpointing in ("off", "on"):
+                torch._dynamo.reset()
+                chosen = {"compile": compiled, "activation_checkpointing": checkpointing, "epochs": None}
+                settings = dataclasses.replace(
+                    load_recipe(recipe).pretrain, minutes=None, tokens=arguments.tokens, **chosen
+                )
+                cells.append({"recipe": recipe, "gigabytes": float(gigabytes)} | chosen)
+                cells[-1] |= within(float(gigabytes) * 1e9, recipe, arguments.vocab_size, settings, device)
+                print(json.dumps(cells[-1]), flush=True)
+    return {"cells": cells}
+
+
+def within(
+    limit: float, recipe: str, vocab_size: int, settings: PretrainSettings, device: torch.device
+) -> dict[str, Any]:
+    """The rehearsal of a run in this process, which may take so many bytes of the device."""
+    config, _ = derive_model(load_recipe(recipe).model, vocab_size, settings.row_length, (0, 0))
+    request = {"config": config.to_dict(), "stage": "pretrain", "settings": dataclasses.asdict(settings)}
+    request |= {"size": dataclasses.asdict(DataSize(settings.tokens or 0, 65536)), "spawned": time.time()}
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        share = limit / torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
+    try:
+        found = measure(request)
+    except torch.cuda.OutOfMemoryError as error:
+        return {"fits": False, "error": str(error).splitlines()[0]}
+    finally:
+        if cuda:
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
+    with torch.device("meta"):
+        model = staged_model(config, settings)
+    value_bytes = 4 if found.precision == "fp32" else 2
+    computed = step_memory(model, found.rows, settings.row_length, value_bytes, found.settings["optimizer"])
+    tokens = found.rows * settings.row_length
+    return {
+        "fits": not cuda or found.peak_bytes <= limit,
+        "micro_batch_tokens": tokens,
+        "computed_bytes": computed.total,
+        "peak_bytes": found.peak_bytes,
+        "reserved_bytes": torch.cuda.max_memory_reserved(device) if cuda else found.peak_bytes,
+        "tokens_per_second": tokens / found.micro_s,
+    }
+
+
 def estimate(trained: dict[str, Any], model: CausalLM) -> dict[str, float]:
     """What the same work is likely to take on an RTX 3090. An estimate: nothing of it has run there."""
     gpu = GPUS["rtx3090"]
@@ -339,6 +400,24 @@ def described(report: dict[str, Any]) -> str:
             lines.append(
                 f"| {row['recipe']} | {row['micro_batch_tokens']:,} | {row['tokens_per_second']:,.0f} "
                 f"| {row['mfu']:.1%} | {row['peak_bytes'] / 1e9:.1f} GB |"
+            )
+    if "memory" in report:
+        lines += [
+            "",
+            "| recipe | card | compiled | checkpointing | micro-batch | computed | peak | reserved | tokens/s |",
+        ]
+        lines += ["| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |"]
+        for row in report["memory"]["cells"]:
+            start = (
+                f"| {row['recipe']} | {row['gigabytes']:g} GB | {row['compile']} | {row['activation_checkpointing']} "
+            )
+            if "error" in row:
+                lines.append(f"{start}| DOES NOT FIT: {row['error']} | | | | |")
+                continue
+            sizes = [row[name] / 1e9 for name in ("computed_bytes", "peak_bytes", "reserved_bytes")]
+            lines.append(
+                f"{start}| {row['micro_batch_tokens']:,} | {' | '.join(f'{size:.2f} GB' for size in sizes)} "
+                f"| {row['tokens_per_second']:,.0f} |"
             )
     if "equal" in report:
         found = report["equal"]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cutaway.model.config import ModelConfig
 from cutaway.model.transformer import CausalLM
+from cutaway.training.precision import autocast
 
 ROPE_SCALINGS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -56,3 +57,26 @@ def pack(lengths: list[int]) -> tuple[Tensor, Tensor]:
     positions = torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0)
     documents = torch.cat([torch.full((n,), i, dtype=torch.int32) for i, n in enumerate(lengths)]).unsqueeze(0)
     return positions, documents
+
+
+def kept_bytes_of(model: CausalLM, rows: int, seq: int, dtype: torch.dtype) -> int:
+    """Bytes that a forward pass keeps for the backward one, without weights, their copies and the logits."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    shapes = {weight.shape for weight in model.parameters()} | {
+        weight.mT.shape for weight in model.parameters() if weight.ndim > 1
+    }
+    kept: list[Tensor] = []
+    ids = random_ids(model.config, rows, seq)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor),
+        autocast(torch.device("cpu"), dtype),
+    ):
+        model(ids, targets=ids, documents=torch.zeros(rows, seq, dtype=torch.int32))
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in kept
+        if tensor.untyped_storage().data_ptr() not in weights
+        and not (tensor.dtype == torch.bfloat16 and tensor.shape in shapes)
+        and tensor.shape[-1] != model.config.vocab_size
+    }
+    return sum(storages.values())

@@ -2,8 +2,9 @@
 
 ddp_worker.py INIT DATA OUT NAME...        trains OUT/NAME for each NAME; RESUME=1 resumes them
 
-NAME is `adamw` or `muon` for fine-tuning, `fsdp_adamw` or `fsdp_muon` for the same with sharded weights, or a stage;
-these read the pairs of $PAIRS, learn from $TEACHER and start from $EXPERTS.
+NAME is `adamw` or `muon` for fine-tuning, with `fsdp_` in front for the same with sharded weights, with `again_` for
+the same with activation checkpointing, or a stage; these read the pairs of $PAIRS, learn from $TEACHER and start from
+$EXPERTS.
 """
 
 import json
@@ -83,9 +84,10 @@ def main(init: str, data: str, out: str, names: list[str]) -> None:
             stage.run(replace(Recipe(), **{table: settings}), replace(run, data=files, init=start))
         else:
             # Gradients are compared as they come for the one, clipped for the other.
-            kind: Any = name.removeprefix("fsdp_")
+            kind: Any = name.removeprefix("fsdp_").removeprefix("again_")
             settings = replace(SETTINGS, optimizer=kind, max_grad_norm=1.0 if kind == "muon" else 0.0)
-            if kind != name:
+            settings = replace(settings, activation_checkpointing="on" if name.startswith("again_") else "off")
+            if name.startswith("fsdp_"):
                 settings = replace(settings, sharding="on", sample_every=10)
             sft.run(Recipe(sft=settings), run)
         if rows:

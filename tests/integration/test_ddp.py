@@ -22,7 +22,7 @@ from cutaway.data.loader import RowSource
 from cutaway.tokenization.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
-KINDS = ("adamw", "muon", "fsdp_adamw", "fsdp_muon")
+KINDS = ("adamw", "muon", "again_adamw", "fsdp_adamw", "fsdp_muon")
 STAGES = (
     *("lora", "dpo", "dpo_lora", "dpo_experts", "kto", "reward", "reward_experts"),
     *("distill", "distill_top_k", "distill_on_policy"),
@@ -80,6 +80,13 @@ def test_the_loss_of_every_step_agrees(kind: str, runs: tuple[Path, Path]) -> No
     assert exact(runs[0] / kind, "tokens") == exact(runs[1] / kind, "tokens")
     two, one = (exact(run / kind, "heldout_bpb") for run in runs)
     np.testing.assert_allclose(two, one, atol=1e-5, rtol=0)
+
+
+def test_activation_checkpointing_changes_no_gradient_of_two_ranks(runs: tuple[Path, Path]) -> None:
+    again, plain = (load_file(runs[0] / kind / "gradients.safetensors") for kind in ("again_adamw", "adamw"))
+    assert again.keys() == plain.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, atol=1e-7, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["fsdp_adamw", "fsdp_muon"])

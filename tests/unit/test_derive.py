@@ -76,6 +76,14 @@ def test_sixteen_million_tokens_take_steps_of_sixteen_thousand() -> None:
     assert (settings.batch_tokens, settings.micro_batch_tokens) == (16384, 8192)
 
 
+def test_a_micro_batch_is_no_larger_than_what_fits_the_device() -> None:
+    settings, rules = derive_batch(TrainSettings(), 375e6, "cuda", 16384)
+    assert (settings.batch_tokens, settings.micro_batch_tokens) == (65536, 16384)
+    assert "80% of the device's memory" in str(rules[1])
+    assert derive_batch(TrainSettings(), 375e6, "cuda")[0].micro_batch_tokens == 65536
+    assert derive_batch(TrainSettings(), 375e6, "cpu", 4096)[0].micro_batch_tokens == 8192
+
+
 def test_given_batches_are_kept() -> None:
     given_sizes = TrainSettings(batch_tokens=3000, micro_batch_tokens=700)
     assert derive_batch(given_sizes, 1e9, "cpu") == (given_sizes, [])

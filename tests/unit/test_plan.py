@@ -1,12 +1,12 @@
 """The arithmetic of a plan: counted against real forward passes, inverted, and read out."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from cutaway.cli import main
 from cutaway.cli.plan import gpu_table
@@ -15,7 +15,9 @@ from cutaway.model.lora import LoRAConfig, adapt
 from cutaway.model.transformer import CausalLM
 from cutaway.training.optim import make_optimizers, muon_cost
 from cutaway.training.plan import (
+    FILLED,
     GPUS,
+    Work,
     activation_bytes,
     clock,
     cost,
@@ -25,35 +27,12 @@ from cutaway.training.plan import (
     run_seconds,
     step_memory,
     steps_within,
+    tokens_that_fit,
 )
-from cutaway.training.precision import autocast
-from model_helpers import random_ids, random_model, tiny_config
+from model_helpers import kept_bytes_of, random_ids, random_model, tiny_config
 
 EXPERTS = {"qk_norm": True, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 88}
 SHAPE = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 176, "head_dim": 16}
-
-
-def kept_bytes(model: CausalLM, rows: int, seq: int, dtype: torch.dtype) -> int:
-    """Bytes that a forward pass keeps for the backward one, without weights, their copies and the logits."""
-    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    shapes = {weight.shape for weight in model.parameters()} | {
-        weight.mT.shape for weight in model.parameters() if weight.ndim > 1
-    }
-    kept: list[Tensor] = []
-    ids = random_ids(model.config, rows, seq)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor),
-        autocast(torch.device("cpu"), dtype),
-    ):
-        model(ids, targets=ids, documents=torch.zeros(rows, seq, dtype=torch.int32))
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in kept
-        if tensor.untyped_storage().data_ptr() not in weights
-        and not (tensor.dtype == torch.bfloat16 and tensor.shape in shapes)
-        and tensor.shape[-1] != model.config.vocab_size
-    }
-    return sum(storages.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -69,7 +48,7 @@ def kept_bytes(model: CausalLM, rows: int, seq: int, dtype: torch.dtype) -> int:
 )
 def test_activations_are_what_a_forward_pass_keeps(changes: dict[str, Any], dtype: torch.dtype) -> None:
     config, rows, seq = tiny_config(**(SHAPE | changes)), 3, 40
-    found = kept_bytes(random_model(config), rows, seq, dtype) / (rows * seq)
+    found = kept_bytes_of(random_model(config), rows, seq, dtype) / (rows * seq)
     assert activation_bytes(config, seq, dtype.itemsize) == pytest.approx(found, rel=0.02)
 
 
@@ -95,8 +74,15 @@ def test_state_of_a_step_is_what_the_optimizers_hold(kind: str, adapters: bool) 
 
 def test_flops_of_a_run() -> None:
     model = CausalLM(tiny_config())
-    assert run_flops(model, 10, 64, 16, "adamw") == (640 * model.flops_per_token(16), 0)
-    assert run_flops(model, 10, 64, 16, "muon")[1] == 10 * muon_cost(model)
+    assert run_flops(model, 10, 64, 16, "adamw") == Work(640 * model.flops_per_token(16), 0, 0)
+    assert run_flops(model, 10, 64, 16, "muon").optimizer == 10 * muon_cost(model)
+    model.model.checkpointing = True
+    work = run_flops(model, 10, 64, 16, "muon")
+    assert work.recomputed == 640 * model.recomputed_flops_per_token(16)
+    assert work.total == work.model + work.recomputed + work.optimizer
+    # The layers' forward pass but for its last product, of three times as much work and the head's.
+    assert 0.15 < work.recomputed / work.model < 0.33
+    assert [share.split(" for ")[1] for share in work.shares("muon")] == ["activations computed again", "muon"]
 
 
 @pytest.mark.parametrize("eval_every", [None, 1, 7])
@@ -128,6 +114,8 @@ def test_peaks_follow_from_multiprocessors_and_clocks() -> None:
     parts = {
         "t4": (40, 1024, 1.59),
         "l4": (58, 1024, 2.04),
+        "rtx3060": (28, 512, 1.777),
+        "rtx3070": (46, 512, 1.725),
         "rtx3090": (82, 512, 1.695),
         "rtx4090": (128, 512, 2.52),
         "rtx5090": (170, 512, 2.407),
@@ -143,6 +131,7 @@ def test_peaks_follow_from_multiprocessors_and_clocks() -> None:
 def test_bandwidths_follow_from_bus_and_rate() -> None:
     """Bits of the bus and gigabits a second of each (for HBM3 and HBM3e no public rate is given)."""
     parts = {"t4": (256, 10), "l4": (192, 12.5), "rtx3090": (384, 19.5), "rtx4090": (384, 21), "rtx5090": (512, 28)}
+    parts |= {"rtx3060": (192, 15), "rtx3070": (256, 14)}
     parts |= {"a100-40": (5120, 2.43), "a100-80": (5120, 3.186)}
     widths = {name: bits / 8 * rate * 1e9 for name, (bits, rate) in parts.items()}
     assert widths == pytest.approx({name: GPUS[name].bandwidth for name in parts}, rel=1e-3)
@@ -152,12 +141,59 @@ def test_a_plan_on_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     out = tmp_path / "plan.json"
     assert main.main(["plan", "--recipe", "small-moe", "--gpu", "rtx3090", "--json", str(out)]) == 0
     text = capsys.readouterr().out
-    for words in ("206.31M parameters, 64.75M active", "lower --micro-batch-tokens", "USD", "record_curve.py RUN"):
+    for words in ("206.31M parameters, 64.75M active", "USD", "record_curve.py RUN"):
         assert words in text
+    assert "nine tenths" not in text
     pretrain, sft = json.loads(out.read_text(encoding="utf-8"))
     assert (pretrain["stage"], sft["stage"]) == ("pretrain", "sft")
     work = pretrain["flops"] + pretrain["optimizer_flops"]
     assert pretrain["seconds"] == pytest.approx(work / (0.4 * 71e12), rel=0.01)
+
+
+@pytest.mark.parametrize(("recipe", "card", "memory"), [("mini", "rtx3070", 8e9), ("small", "rtx3060", 12e9)])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "lora", "dpo", "reward"])
+def test_mini_fits_eight_gigabytes_and_small_twelve(
+    recipe: str, card: str, memory: float, stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plan.json"
+    command = ["plan", stage, "--recipe", recipe, "--gpu", card, "--json", str(out)]
+    assert GPUS[card].memory == memory
+    assert main.main(command) == 0
+    assert "nine tenths" not in capsys.readouterr().out
+    plain = json.loads(out.read_text(encoding="utf-8"))[0]
+    assert plain["peak_bytes"] <= FILLED * memory
+    assert main.main([*command, "--activation-checkpointing", "on", "--micro-batch-tokens", "65536"]) == 0
+    again = json.loads(out.read_text(encoding="utf-8"))[0]
+    assert "more for activations computed again" in capsys.readouterr().out
+    assert again["memory"]["activations"] < plain["memory"]["activations"]
+    assert 1.15 < again["seconds"] / plain["seconds"] < 1.34
+
+
+def test_a_micro_batch_is_the_largest_that_fits() -> None:
+    model = CausalLM(tiny_config())
+
+    def needed(tokens: int) -> int:
+        return step_memory(model, tokens // 32, 32, 2, "adamw").total
+
+    for memory in (3e7, 1e8, 2e8):
+        tokens = tokens_that_fit(model, 32, 2, memory)
+        assert needed(tokens) <= FILLED * memory < needed(2 * tokens)
+    assert tokens_that_fit(model, 32, 2, 1.0) == 32
+    assert tokens_that_fit(model, 100_000, 2, math.inf) == 100_000
+    assert tokens_that_fit(model, 32, 2, math.inf) == 65536
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--micro-batch-tokens", "65536"], "lower --micro-batch-tokens"),
+        (["--row-length", "65536"], "--activation-checkpointing on, a larger card or a shorter row"),
+        (["--row-length", "524288", "--activation-checkpointing", "on"], "8 GB: a larger card or a shorter row"),
+    ],
+)
+def test_what_would_not_fit_says_what_to_do(flags: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["plan", "pretrain", "--recipe", "mini", "--gpu", "rtx3070", *flags]) == 0
+    assert words in capsys.readouterr().out
 
 
 def test_fewer_tokens_and_a_faster_card_cost_less(tmp_path: Path) -> None:

@@ -141,18 +141,18 @@ def _parse(argv: Sequence[str]) -> "tuple[Recipe, _PlanFlags, PlanSettings, tupl
 
 def describe(one: "Estimate") -> str:
     """The plan as lines to read."""
-    from cutaway.training.plan import clock, cost
+    from cutaway.training.plan import Work, clock, cost
 
     active = f", {one.active_parameters / 1e6:.2f}M active" if one.active_parameters != one.parameters else ""
-    parts = ", ".join(f"{name} {_size(value)}" for name, value in one.memory.items())
+    parts = ", ".join(f"{name} {_size(value)}" for name, value in one.memory.items() if value)
     how = "measured; computed for one step" if one.where.startswith("this machine") else "computed"
-    share = f" and {one.optimizer_flops / one.flops:.1%} more for {one.optimizer}" if one.optimizer_flops else ""
+    work = Work(one.flops, one.recomputed_flops, one.optimizer_flops)
     lines = [
         f"{one.recipe}, {one.stage}, on {one.where}",
         f"  model   {one.parameters / 1e6:.2f}M parameters{active}",
         f"  data    {one.data}",
         f"  run     {one.steps:,} steps of {one.batch_tokens:,} tokens: {one.tokens / 1e6:,.3g}M useful tokens",
-        f"  work    {one.flops:.3g} FLOPs{share}",
+        f"  work    {', '.join([f'{work.model:.3g} FLOPs', *work.shares(one.optimizer)])}",
         f"  memory  {_size(one.peak_bytes)} at the peak, {how}: {parts}",
         f"  time    {clock(one.seconds)}",
     ]

@@ -52,8 +52,8 @@ class BadCounter:
         log.warning("%s:%d: %s (skipped)", file, line, reason)
 
 
-def read_records(paths: Iterable[str | Path], kind: Kind, skip_bad: int = 0) -> Iterator[Record]:
-    """Valid records of all files in order.
+def read_records(paths: Iterable[str | Path], kind: Kind | None, skip_bad: int = 0) -> Iterator[Record]:
+    """Valid records of all files in order, of that kind or of any.
 
     Raises UserError for a missing, empty or corrupt file, and `file:line: reason` for a bad record beyond `skip_bad`.
     """

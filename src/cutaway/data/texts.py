@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cutaway.data.formats import BadCounter, raw_records
-from cutaway.data.records import BadRecordError, parse_record
+from cutaway.data.formats import read_records
 from cutaway.data.scripts import convert_document, parse_scripts
 
 
@@ -13,18 +12,9 @@ def read_texts(files: Sequence[str | Path], scripts: str = "keep", seed: int = 0
     """The text of every record: documents as they are, conversations turn by turn. Raises UserError for a bad record
     beyond `skip_bad`."""
     mix = parse_scripts(scripts)
-    bad = BadCounter(skip_bad)
-    for path in files:
-        for record in raw_records(path):
-            try:
-                if record.reason:
-                    raise BadRecordError(record.reason)
-                value = parse_record(record.raw, None)
-            except BadRecordError as error:
-                bad.add(str(path), record.line, str(error))
-                continue
-            for text in _texts_of(value):
-                yield convert_document(text, mix, seed)
+    for record in read_records(files, None, skip_bad):
+        for text in _texts_of(record.value):
+            yield convert_document(text, mix, seed)
 
 
 def _texts_of(value: dict[str, Any]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cutaway.model.attention import Attention, Cache, Mask, at_places, packed_mask
 from cutaway.model.config import ModelConfig
@@ -46,8 +47,36 @@ class DecoderLayer(nn.Module):
         return h
 
 
+def recomputed(
+    layer: DecoderLayer,
+    h: Float[Tensor, "batch seq hidden"],
+    cos: Float[Tensor, "batch 1 seq half"],
+    sin: Float[Tensor, "batch 1 seq half"],
+    mask: Mask,
+    routing: Routing | None,
+) -> Float[Tensor, "batch seq hidden"]:
+    """The output of a layer of which only the input is kept: the backward pass computes what lies between again.
+
+    Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174. What the router says is a result of
+    the layer here, because the second pass must not be heard as another layer's.
+    """
+
+    def run(h: Tensor, cos: Tensor, sin: Tensor, mask: Mask) -> tuple[Tensor, ...]:
+        said = Routing()
+        return layer(h, cos, sin, mask, None, said), *said.logits
+
+    out, *logits = checkpoint(run, h, cos, sin, mask, use_reentrant=False)
+    if routing is not None:
+        routing.logits += logits
+    result: Tensor = out
+    return result
+
+
 class Decoder(nn.Module):
     """Token ids to hidden states."""
+
+    checkpointing: bool = False
+    """Whether the backward pass computes every layer again instead of finding all of it kept (`recomputed`)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -70,8 +99,12 @@ class Decoder(nn.Module):
         if torch.is_autocast_enabled(h.device.type):
             h = h.to(torch.get_autocast_dtype(h.device.type))
         cos, sin = self.rotary(positions)
+        again = self.checkpointing and torch.is_grad_enabled() and cache is None and places is None
         for number, layer in enumerate(self.layers, start=1):
-            h = layer(h, cos, sin, mask, cache, routing, places if number == len(self.layers) else None)
+            if again:
+                h = recomputed(layer, h, cos, sin, mask, routing)
+            else:
+                h = layer(h, cos, sin, mask, cache, routing, places if number == len(self.layers) else None)
         out: Tensor = self.norm(h)
         return out
 
@@ -160,6 +193,16 @@ class CausalLM(nn.Module):
     def causal_flops_per_token(self, row_length: int) -> int:
         """As `flops_per_token`, with only the causal half of attention: what must be computed."""
         return self._matrix_flops() + 6 * self._attention_width() * row_length
+
+    def recomputed_flops_per_token(self, row_length: int) -> int:
+        """What `checkpointing` adds to `flops_per_token`: the layers' forward pass once more, 2 a matrix weight that a
+        token meets and a third of attention. By custom no part of an MFU. The last product of a dense layer is not
+        among them: what it gives is the next layer's input, which was kept."""
+        if not self.model.checkpointing:
+            return 0
+        named = self.model.layers.named_parameters()
+        matrices = sum(weight.numel() for name, weight in named if weight.ndim == 2 and "down_proj" not in name)
+        return 2 * (matrices + self._active_expert_parameters()) + 4 * self._attention_width() * row_length
 
     def _attention_width(self) -> int:
         return self.config.num_hidden_layers * self.config.num_attention_heads * self.config.head_dim

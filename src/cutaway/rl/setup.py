@@ -18,6 +18,9 @@ from cutaway.rl.value_tracker import GlobalTracker, Tracker, ValueTracker
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.derive import Rule
 from cutaway.training.distributed import Ranks
+from cutaway.training.network import Network
+from cutaway.training.plan import tokens_that_fit
+from cutaway.training.precision import device_memory
 from cutaway.training.preparation import check_settings
 
 log = logging.getLogger("cutaway")
@@ -90,11 +93,15 @@ def turns_of(settings: RLSettings) -> int:
     return settings.turns if isinstance(settings, AgentSettings) else 1
 
 
-def accumulation_of(settings: RLSettings, ranks: Ranks) -> int:
-    """Micro-batches of an update, so that answers of the greatest length would fit one."""
+def accumulation_of(settings: RLSettings, network: Network) -> int:
+    """Micro-batches of an update, so that answers of the greatest length would fit one. A GPU's may fill half of what
+    its memory has room for: the other half is for the engine, the reference and a value model."""
     assert settings.group_size is not None
+    ranks, most = network.ranks, settings.micro_batch_tokens or 16384
     answers = settings.prompts_per_rollout * settings.group_size / settings.minibatches / ranks.world
-    most = settings.micro_batch_tokens or (16384 if ranks.device.type == "cpu" else 65536)
+    if settings.micro_batch_tokens is None and ranks.device.type != "cpu":
+        memory = min(ranks.gather(device_memory(ranks.device))) / 2
+        most = tokens_that_fit(network.model, settings.row_length, network.dtype.itemsize, memory)
     return max(1, math.ceil(answers * settings.row_length / most))
 
 

@@ -22,7 +22,17 @@ from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.derive import derive_batch, derive_model, derive_optimizer
 from cutaway.training.distributed import Ranks
 from cutaway.training.horizon import RESERVE
-from cutaway.training.plan import Gpu, evaluation_seconds, find_gpu, run_flops, run_seconds, step_memory, steps_within
+from cutaway.training.plan import (
+    Gpu,
+    Work,
+    evaluation_seconds,
+    find_gpu,
+    run_flops,
+    run_seconds,
+    step_memory,
+    steps_within,
+    tokens_that_fit,
+)
 from cutaway.training.precision import pick_device
 from cutaway.training.preparation import COMPILED_SPEED, check_settings, horizon_tokens, split_batch
 from cutaway.training.reference import load_reference
@@ -52,6 +62,7 @@ class Estimate:
     tokens: int
     data: str
     flops: int
+    recomputed_flops: int
     optimizer_flops: int
     optimizer: str
     memory: dict[str, int]
@@ -135,26 +146,31 @@ def _on_gpu(
     per_token = model.flops_per_token(settings.row_length) / (gpu.flops * mfu)
     horizon = horizon_tokens(settings, size.per_epoch)
     if settings.minutes is not None:
-        horizon = settings.minutes * 60 * (1 - RESERVE) / per_token
-    settings, _ = derive_batch(settings, horizon, "cuda")
+        again = model.recomputed_flops_per_token(settings.row_length) / (gpu.flops * mfu)
+        horizon = settings.minutes * 60 * (1 - RESERVE) / (per_token + again)
+    fits = tokens_that_fit(model, settings.row_length, 2, gpu.memory)
+    settings, _ = derive_batch(settings, horizon, "cuda", fits)
     settings, _ = derive_optimizer(settings, model, PEAK[stage], horizon)
     rows, accumulation = split_batch(settings, 1)
     per_step = rows * accumulation * settings.row_length * size.useful_share
     steps = settings.steps or max(1, round(horizon / per_step))
-    work = _work(model, settings.optimizer, settings.row_length, steps, rows, accumulation, size)
+    batch_tokens = rows * accumulation * settings.row_length
+    work = run_flops(model, steps, batch_tokens, settings.row_length, settings.optimizer)
     memory = step_memory(model, rows, settings.row_length, 2, settings.optimizer)
-    step_s = (work["flops"] + work["optimizer_flops"]) / (gpu.flops * mfu) / steps
+    step_s = work.total / (gpu.flops * mfu) / steps
     before, always = reference_passes(settings)
-    step_s += always * evaluation_seconds(rows * accumulation * settings.row_length, per_token)
+    step_s += always * evaluation_seconds(batch_tokens, per_token)
     looked_at = size.heldout_tokens, before * (size.per_epoch + size.heldout_tokens)
     evaluation_s, reference_s = (evaluation_seconds(round(tokens), per_token) for tokens in looked_at)
     notes = [f"time: at {mfu:.0%} of {gpu.flops / 1e12:g} TFLOP/s [{gpu.source}]; small models reach 25 to 50 %"]
     notes.append(f"rent: {gpu.rent:.2f} USD an hour [{gpu.rent_source}]")
     if memory.total > 0.9 * gpu.memory:
         fewer = "lower --micro-batch-tokens" if rows > 1 else "a larger card or a shorter row is needed"
+        if rows == 1 and not model.model.checkpointing:
+            fewer = "--activation-checkpointing on, a larger card or a shorter row is needed"
         notes.append(f"memory: more than nine tenths of the card's {gpu.memory / 1e9:.0f} GB: {fewer}")
     price, currency = (settings.price_per_hour, "") if settings.price_per_hour else (gpu.rent, "USD")
-    return work | {
+    return _run(work, settings.optimizer, steps, batch_tokens, size) | {
         "where": gpu.name,
         "memory": asdict(memory),
         "peak_bytes": memory.total,
@@ -178,8 +194,9 @@ def _here(stage: Stage, settings: TrainSettings, model: CausalLM, size: DataSize
     steps, seconds = _steps_and_seconds(settings, found, speedup)
     value_bytes = 4 if found.precision == "fp32" else 2
     memory = step_memory(model, found.rows, settings.row_length, value_bytes, resolved["optimizer"])
-    work = _work(model, resolved["optimizer"], settings.row_length, steps, found.rows, found.accumulation, size)
-    return work | {
+    batch_tokens = found.rows * found.accumulation * settings.row_length
+    work = run_flops(model, steps, batch_tokens, settings.row_length, resolved["optimizer"])
+    return _run(work, resolved["optimizer"], steps, batch_tokens, size) | {
         "where": f"this machine ({found.device})",
         "memory": asdict(memory),
         "peak_bytes": found.peak_bytes,
@@ -190,14 +207,11 @@ def _here(stage: Stage, settings: TrainSettings, model: CausalLM, size: DataSize
     }
 
 
-def _work(
-    model: CausalLM, optimizer: str, row_length: int, steps: int, rows: int, accumulation: int, size: DataSize
-) -> dict[str, Any]:
+def _run(work: Work, optimizer: str, steps: int, batch_tokens: int, size: DataSize) -> dict[str, Any]:
     """What is trained on, and the FLOPs of it."""
-    batch_tokens = rows * accumulation * row_length
-    flops, optimizer_flops = run_flops(model, steps, batch_tokens, row_length, optimizer)
     found = {"steps": steps, "batch_tokens": batch_tokens, "tokens": round(steps * batch_tokens * size.useful_share)}
-    return found | {"flops": flops, "optimizer_flops": optimizer_flops, "optimizer": optimizer}
+    flops = {"flops": work.model, "recomputed_flops": work.recomputed, "optimizer_flops": work.optimizer}
+    return found | flops | {"optimizer": optimizer}
 
 
 def _step(found: Findings, speedup: float = 1.0) -> float:

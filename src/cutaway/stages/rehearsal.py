@@ -103,6 +103,7 @@ def staged_model(config: ModelConfig, settings: TrainSettings, filled: bool = Fa
     if filled:
         initialise(model, settings.seed)
     attach_adapter(model, settings)
+    model.model.checkpointing = settings.activation_checkpointing == "on"
     return model
 
 

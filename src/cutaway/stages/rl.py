@@ -84,7 +84,7 @@ def train(stage: str, recipe: Recipe, run: RunSettings, toolbox_of: ToolboxOf = 
             Limits(settings.max_new_tokens, settings.row_length, turns_of(settings)),
         )
         meter, drift, troubles = Meter(ranks), Drift(ranks, settings.target_kl), Troubles()
-        accumulation, longest = accumulation_of(settings, ranks), settings.max_new_tokens * turns_of(settings)
+        accumulation, longest = accumulation_of(settings, network), settings.max_new_tokens * turns_of(settings)
         overrun = drift.overrun if settings.target_kl else None
         source = RolloutSource(players, training, row, settings, meter, accumulation, overrun)
         step = make_step(players, row, settings, meter, drift, out)

@@ -154,6 +154,7 @@ def build_network(model: CausalLM, settings: TrainSettings, ranks: Ranks) -> Net
         check_sharding(model.config, dtype)
     keep_freed_memory()
     torch.set_float32_matmul_precision("high")
+    model.model.checkpointing = settings.activation_checkpointing == "on"
     return Network(model, ranks, dtype)
 
 
@@ -310,8 +311,8 @@ def _describe(material: Material, plan: Plan, rules: list[Rule]) -> None:
     assert settings.batch_tokens is not None
     epochs = plan.steps * settings.batch_tokens / plan.per_epoch
     log.info("horizon: %d steps of %d tokens, %.2f epochs", plan.steps, settings.batch_tokens, epochs)
-    flops, iterations = run_flops(model, plan.steps, settings.batch_tokens, settings.row_length, settings.optimizer)
-    log.info("work: %.3g FLOPs, %.1f %% more for %s", flops, 100 * iterations / flops, settings.optimizer)
+    work = run_flops(model, plan.steps, settings.batch_tokens, settings.row_length, settings.optimizer)
+    log.info("work: %s", ", ".join([f"{work.model:.3g} FLOPs", *work.shares(settings.optimizer)]))
 
 
 def _reference(material: Material, plan: Plan, recipe: str, run: RunSettings) -> tuple[Reading | None, str]:

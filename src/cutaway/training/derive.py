@@ -13,6 +13,7 @@ from cutaway.model.rope import stretch
 from cutaway.model.transformer import CausalLM
 from cutaway.recipe.base import ModelSettings, TrainSettings
 from cutaway.training.optim import muon_cost
+from cutaway.training.plan import FILLED, MOST_TOKENS
 
 Train = TypeVar("Train", bound=TrainSettings)
 
@@ -117,8 +118,10 @@ def derive_model(
     return stretch(config, settings.rope_scaling, row_length), rules
 
 
-def derive_batch(settings: Train, horizon_tokens: float, micro_rows_on: str) -> tuple[Train, list[Rule]]:
-    r"""Batch sizes from the horizon.
+def derive_batch(
+    settings: Train, horizon_tokens: float, micro_rows_on: str, fits: int = MOST_TOKENS
+) -> tuple[Train, list[Rule]]:
+    r"""Batch sizes from the horizon; `fits` is the largest micro-batch that a GPU has memory for (`tokens_that_fit`).
 
     $B = 2^{\mathrm{round}\log_2(c\,D^{0.383})}$ tokens for a horizon of $D$ tokens; the exponent is nanochat's
     (dev/LOG, January 2026), the constant set so that a run of 16M tokens takes steps of 16k.
@@ -133,11 +136,13 @@ def derive_batch(settings: Train, horizon_tokens: float, micro_rows_on: str) -> 
         rules.append(Rule("batch_tokens", changes["batch_tokens"], reason, "exponent: nanochat; constant: ours"))
     batch = changes.get("batch_tokens", settings.batch_tokens or 0)
     if settings.micro_batch_tokens is None:
-        most = 8192 if micro_rows_on == "cpu" else 65536
-        micro = min(batch, most)
-        reason = "fills the caches of a CPU" if micro_rows_on == "cpu" else "fills a GPU, 64k tokens at the most"
-        changes["micro_batch_tokens"] = max(micro, settings.row_length)
-        rules.append(Rule("micro_batch_tokens", changes["micro_batch_tokens"], reason, "measured"))
+        most, reason, source = fits, "fills a GPU, 64k tokens at the most", "measured"
+        if micro_rows_on == "cpu":
+            most, reason = 8192, "fills the caches of a CPU"
+        elif fits < min(batch, MOST_TOKENS):
+            reason, source = f"what {FILLED:.0%} of the device's memory has room for", "computed: training/plan.py"
+        changes["micro_batch_tokens"] = max(min(batch, most), settings.row_length)
+        rules.append(Rule("micro_batch_tokens", changes["micro_batch_tokens"], reason, source))
     return dataclasses.replace(settings, **changes), rules  # type: ignore[arg-type]
 
 

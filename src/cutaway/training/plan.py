@@ -18,6 +18,11 @@ MFU = 0.4
 MiniMind's 64M on an RTX 3090 (its published hours)."""
 EVALUATIONS = 21
 """Looks at held-out text where `eval_every` is derived: one before training, then every twentieth of the run."""
+MOST_TOKENS = 65536
+"""Of a derived micro-batch on a GPU: more no longer make it faster."""
+FILLED = 0.8
+"""Share of a device's memory that a derived micro-batch may fill by the count below: the rest is for the driver, the
+screen, the allocator's fragments and what the count does not see."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ _ADA = "NVIDIA Ada whitepaper, RTX 4090, BF16 tensor: 165.2"
 _BLACKWELL = "NVIDIA RTX Blackwell whitepaper, RTX 5090, BF16 tensor: 209.5"
 _A100 = "NVIDIA A100 data sheet, BF16 tensor core: 312"
 _HOPPER = "data sheet, BF16 tensor core: 1979 with sparsity, half without"
+_GA10X = "512 FLOPs a multiprocessor and clock, as of the RTX 3090 in NVIDIA's GA102 whitepaper; "
 _RUNPOD = "runpod.io/pricing, community cloud, 2026-08-19"
 _INDEX = "gpu-price-index (Hugging Face data set), lowest offer of autumn 2026, 7.1 CNY a dollar"
 GPUS = {
@@ -54,6 +60,24 @@ GPUS = {
         0.45,
         "NVIDIA L4 data sheet, BF16 tensor core: 242 with sparsity, half without",
         _INDEX,
+    ),
+    "rtx3060": Gpu(
+        "RTX 3060 12 GB",
+        25.5e12,
+        12e9,
+        360e9,
+        0.14,
+        f"{_GA10X}28 of them at 1.78 GHz by NVIDIA's specification",
+        "akash.network/pricing/gpus, 2026-09-20",
+    ),
+    "rtx3070": Gpu(
+        "RTX 3070",
+        40.6e12,
+        8e9,
+        448e9,
+        0.12,
+        "NVIDIA GA102 whitepaper, appendix on GA104, BF16 tensor: 40.6",
+        "default price of the marketplace nodexo (github.com/nodexo-ai/nodexo), autumn 2026",
     ),
     "rtx3090": Gpu("RTX 3090", 71e12, 24e9, 936e9, 0.18, _AMPERE, "openrelay.inc/pricing, 2026-09-20"),
     "rtx4090": Gpu("RTX 4090", 165.2e12, 24e9, 1008e9, 0.29, _ADA, "openrelay.inc/pricing, 2026-09-20"),
@@ -82,13 +106,35 @@ def find_gpu(name: str) -> Gpu:
     return found
 
 
-def run_flops(model: CausalLM, steps: int, batch_tokens: int, row_length: int, optimizer: str) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of a whole run."""
+
+    model: int
+    recomputed: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """All that the device computes."""
+        return self.model + self.recomputed + self.optimizer
+
+    def shares(self, optimizer: str) -> list[str]:
+        """What comes on top of the model's own work, in words."""
+        parts = ((self.recomputed, "activations computed again"), (self.optimizer, optimizer))
+        return [f"{part / self.model:.1%} more for {name}" for part, name in parts if part]
+
+
+def run_flops(model: CausalLM, steps: int, batch_tokens: int, row_length: int, optimizer: str) -> Work:
     r"""FLOPs of a whole run: those of the model, $F D$ for $D$ tokens, and those of the optimizer's iterations.
 
-    $F$ is `CausalLM.flops_per_token` (6 a weight and the attention), $D$ steps x batch_tokens, padding included. Muon's
-    Newton-Schulz iterations come once a step, whatever the batch (`optim.muon_cost`); AdamW's few are left out.
+    $F$ is `CausalLM.flops_per_token` (6 a weight and the attention), $D$ steps x batch_tokens, padding included; with
+    activation checkpointing the forward pass of the layers once more for every token. Muon's Newton-Schulz iterations
+    come once a step, whatever the batch (`optim.muon_cost`); AdamW's few are left out.
     """
-    return steps * batch_tokens * model.flops_per_token(row_length), steps * muon_cost(model) * (optimizer == "muon")
+    tokens = steps * batch_tokens
+    again = tokens * model.recomputed_flops_per_token(row_length)
+    return Work(tokens * model.flops_per_token(row_length), again, steps * muon_cost(model) * (optimizer == "muon"))
 
 
 @dataclass(frozen=True)
@@ -100,20 +146,25 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int
+    recomputed: int
+    """Activations of one layer, where the backward pass computes them again."""
     head: int
     """Logits, their softmax and their gradient."""
 
     @property
     def total(self) -> int:
-        """All of them: the end of the forward pass, when nothing is free yet."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        """The end of the forward pass, when nothing is free yet; or the first layer that the backward pass computes
+        again, if that needs more than the head, whose memory is free by then."""
+        every = sum(getattr(self, field.name) for field in fields(self))
+        return every - min(self.recomputed, self.head)
 
 
 def step_memory(model: CausalLM, rows: int, row_length: int, value_bytes: int, optimizer: str) -> Memory:
     r"""Memory of a training step on `rows` rows a micro-batch, matrix products in numbers of `value_bytes` bytes.
 
     Weights $4P$, gradients $4P$ of what is trained; optimizer $8P$ of it under AdamW (two moments), $4P$ for the
-    matrices under Muon (one momentum); activations `activation_bytes` a token; the head
+    matrices under Muon (one momentum); activations `activation_bytes` a token, or `kept_bytes` with activation
+    checkpointing, and then those of a layer that is computed again; the head
     $V(3 \cdot 4 + \text{value\_bytes})$ a token, for no more tokens than one chunk holds
     (`objectives/next_token.py`). An estimate for eager execution: a compiler fuses some of it away, and the allocator's
     fragments are not in it.
@@ -126,28 +177,59 @@ def step_memory(model: CausalLM, rows: int, row_length: int, value_bytes: int, o
     cast = 0 if value_bytes == 4 else value_bytes * sum(w.numel() for w in model.parameters() if w.ndim > 1)
     outputs = len(model.head_weight)  # the vocabulary, or one score
     chunk = min(tokens, max(1, MAX_LOGIT_BYTES // (4 * outputs)))
+    checkpointing, shape = model.model.checkpointing, (config, row_length, value_bytes)
     return Memory(
         weights=4 * parameters + cast,
         gradients=4 * count,
         optimizer=8 * count - (4 * matrices if optimizer == "muon" else 0),
-        activations=tokens * activation_bytes(config, row_length, value_bytes),
+        activations=tokens * (kept_bytes if checkpointing else activation_bytes)(*shape),
+        recomputed=tokens * layer_bytes(*shape) if checkpointing else 0,
         head=chunk * outputs * (12 + value_bytes),
     )
 
 
+def tokens_that_fit(model: CausalLM, row_length: int, value_bytes: int, memory: float) -> int:
+    """Tokens of the largest micro-batch, a power of two or else one row, with which a step under AdamW, the greedier
+    optimizer, fills at most `FILLED` of `memory` bytes. It knows of no second model beside the one that is trained."""
+    tokens = MOST_TOKENS
+
+    def needed() -> int:
+        return step_memory(model, max(1, tokens // row_length), row_length, value_bytes, "adamw").total
+
+    while tokens > row_length and needed() > FILLED * memory:
+        tokens //= 2
+    return max(tokens, row_length)
+
+
 def activation_bytes(config: ModelConfig, row_length: int, value_bytes: int) -> int:
-    r"""Bytes a token that the forward pass keeps for the backward one, without the head's logits.
+    """Bytes a token that the forward pass keeps for the backward one, without the head's logits."""
+    layers = config.num_hidden_layers * layer_bytes(config, row_length, value_bytes)
+    return layers + _outside_bytes(config, value_bytes)
+
+
+def kept_bytes(config: ModelConfig, row_length: int, value_bytes: int) -> int:
+    """The same with activation checkpointing: of every layer its input, and the mask that all of them share."""
+    inputs = config.num_hidden_layers * value_bytes * config.hidden_size
+    return inputs + row_length + _outside_bytes(config, value_bytes)
+
+
+def _outside_bytes(config: ModelConfig, value_bytes: int) -> int:
+    """Outside of the layers: the last norm, the head's input, rotary angles, and the ids."""
+    return 8 * config.hidden_size + 4 + value_bytes * config.hidden_size + 4 * config.head_dim + 21
+
+
+def layer_bytes(config: ModelConfig, row_length: int, value_bytes: int) -> int:
+    r"""Bytes a token that one layer keeps.
 
     With $a$ bytes a value, $H$ the hidden size, $Q$ and $K$ all query and all key channels, $h$ and $h_k$ their heads,
-    $I$ the inner width, $n$ the row length, a layer keeps
+    $I$ the inner width, $n$ the row length, they are
 
     $$2(8H + 4) + [8(Q + K) + 4(h + h_k)] + aH + a(3Q + 2K) + 4h + an + aH + 4aI$$
 
     two norms (input and scaled input in fp32), the norms of queries and keys where the model has them, the input of the
     projections, queries, keys, values, output and its copy with one fp32 number a head, the mask as the uncompiled
     kernel wants it, and the feed-forward layer: its input, gate, up, silu and product. With experts the last becomes
-    $k$ times as much for rows of their own, and the router's fp32 input, weights and indices. Outside of the layers:
-    the last norm, the head's input, rotary angles, and the ids.
+    $k$ times as much for rows of their own, and the router's fp32 input, weights and indices.
     """
     hidden, head_dim, a = config.hidden_size, config.head_dim, value_bytes
     queries, keys = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
@@ -162,8 +244,7 @@ def activation_bytes(config: ModelConfig, row_length: int, value_bytes: int) -> 
         feed_forward = router + top_k * a * (2 * hidden + 4 * config.moe_intermediate_size)
     else:
         feed_forward = a * hidden + 4 * a * config.intermediate_size
-    layer = 2 * norm + qk_norm + attention + feed_forward
-    return config.num_hidden_layers * layer + norm + a * hidden + 4 * head_dim + 21
+    return 2 * norm + qk_norm + attention + feed_forward
 
 
 def run_seconds(steps: int, step_s: float, evaluation_s: float, eval_every: int | None) -> float:

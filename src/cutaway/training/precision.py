@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,14 @@ def pick_device(local_rank: int = 0) -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def device_memory(device: torch.device) -> float:
+    """Bytes that this process may hold on the device; infinite for a processor, whose memory is not counted here."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return total * torch.cuda.get_per_process_memory_fraction(device)
+    return float(torch.mps.recommended_max_memory()) if device.type == "mps" else math.inf
 
 
 def pick_dtype(setting: str, device: torch.device) -> torch.dtype:

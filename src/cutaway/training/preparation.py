@@ -32,8 +32,8 @@ from cutaway.training.horizon import (
 from cutaway.training.loop import Step
 from cutaway.training.network import Network
 from cutaway.training.optim import make_optimizers
-from cutaway.training.plan import evaluation_seconds, steps_within
-from cutaway.training.precision import DTYPE_NAMES
+from cutaway.training.plan import evaluation_seconds, steps_within, tokens_that_fit
+from cutaway.training.precision import DTYPE_NAMES, device_memory
 
 log = logging.getLogger("cutaway")
 
@@ -144,7 +144,9 @@ def prepare(
     horizon = horizon_tokens(settings, per_epoch)
     if settings.minutes is not None:
         horizon = budget_s() * ranks.world / rough * COMPILED_SPEED
-    settings, rules = derive_batch(settings, horizon, device.type)
+    memory = min(ranks.gather(device_memory(device)))
+    fits = tokens_that_fit(network.model, settings.row_length, network.dtype.itemsize, memory)
+    settings, rules = derive_batch(settings, horizon, device.type, fits)
     rows, accumulation = split_batch(settings, ranks.world)
     expected_s = settings.minutes * 60 if settings.minutes is not None else horizon * rough / ranks.world
     settings = dataclasses.replace(settings, compile=_compile(network, settings.compile, expected_s))
