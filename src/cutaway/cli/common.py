@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import tyro
 
@@ -29,6 +29,8 @@ from cutaway.recipe.stages import (
 )
 
 Flags = TypeVar("Flags")
+Own = TypeVar("Own")
+Shape = TypeVar("Shape")
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,12 @@ class _RecipeFlag:
 
 
 @dataclass(frozen=True)
-class _Pretrain:
-    """Next-token training on plain text. Each flag overrides the value of the recipe."""
+class _Stage(Generic[Own]):
+    """The flags of a training stage."""
 
     source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
     run: tyro.conf.OmitArgPrefixes[RunSettings]
-    stage: tyro.conf.OmitArgPrefixes[PretrainSettings]
-    model: tyro.conf.OmitArgPrefixes[ModelSettings]
+    stage: tyro.conf.OmitArgPrefixes[Own]
 
 
 @dataclass(frozen=True)
@@ -58,99 +59,28 @@ class _Stretch:
 
 
 @dataclass(frozen=True)
-class _SFT:
-    """Fine-tuning on conversations. Each flag overrides the value of the recipe."""
+class _Shaped(Generic[Own, Shape]):
+    """The flags of a training stage that has a say in the model's shape."""
 
     source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
     run: tyro.conf.OmitArgPrefixes[RunSettings]
-    stage: tyro.conf.OmitArgPrefixes[SFTSettings]
-    model: tyro.conf.OmitArgPrefixes[_Stretch]
+    stage: tyro.conf.OmitArgPrefixes[Own]
+    model: tyro.conf.OmitArgPrefixes[Shape]
 
 
-@dataclass(frozen=True)
-class _LoRA:
-    """Training of low-rank adapters on conversations. Each flag overrides the value of the recipe."""
-
-    source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
-    run: tyro.conf.OmitArgPrefixes[RunSettings]
-    stage: tyro.conf.OmitArgPrefixes[LoRASettings]
-
-
-@dataclass(frozen=True)
-class _DPO:
-    """Training on pairs of answers, one preferred to the other. Each flag overrides the value of the recipe."""
-
-    source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
-    run: tyro.conf.OmitArgPrefixes[RunSettings]
-    stage: tyro.conf.OmitArgPrefixes[DPOSettings]
-
-
-@dataclass(frozen=True)
-class _Reward:
-    """Training of a reward model on pairs of answers. Each flag overrides the value of the recipe."""
-
-    source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
-    run: tyro.conf.OmitArgPrefixes[RunSettings]
-    stage: tyro.conf.OmitArgPrefixes[RewardSettings]
-
-
-@dataclass(frozen=True)
-class _Distill:
-    """Training of a student on a teacher's distributions. Each flag overrides the value of the recipe."""
-
-    source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
-    run: tyro.conf.OmitArgPrefixes[RunSettings]
-    stage: tyro.conf.OmitArgPrefixes[DistillSettings]
-
-
-@dataclass(frozen=True)
-class _PPO:
-    """Reinforcement learning with a value model. Each flag overrides the value of the recipe."""
-
-    source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
-    run: tyro.conf.OmitArgPrefixes[RunSettings]
-    stage: tyro.conf.OmitArgPrefixes[PPOSettings]
-
-
-@dataclass(frozen=True)
-class _GRPO:
-    """Reinforcement learning from groups of answers. Each flag overrides the value of the recipe."""
-
-    source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
-    run: tyro.conf.OmitArgPrefixes[RunSettings]
-    stage: tyro.conf.OmitArgPrefixes[GRPOSettings]
-
-
-@dataclass(frozen=True)
-class _SPO:
-    """Reinforcement learning from single answers. Each flag overrides the value of the recipe."""
-
-    source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
-    run: tyro.conf.OmitArgPrefixes[RunSettings]
-    stage: tyro.conf.OmitArgPrefixes[SPOSettings]
-
-
-@dataclass(frozen=True)
-class _Agent:
-    """Reinforcement learning over several turns with tools. Each flag overrides the value of the recipe."""
-
-    source: tyro.conf.OmitArgPrefixes[_RecipeFlag]
-    run: tyro.conf.OmitArgPrefixes[RunSettings]
-    stage: tyro.conf.OmitArgPrefixes[AgentSettings]
-
-
-_STAGES = {
-    "pretrain": _Pretrain,
-    "sft": _SFT,
-    "lora": _LoRA,
-    "dpo": _DPO,
-    "reward": _Reward,
-    "distill": _Distill,
-    "ppo": _PPO,
-    "grpo": _GRPO,
-    "spo": _SPO,
-    "agent": _Agent,
+_STAGES: dict[str, tuple[Any, str]] = {
+    "pretrain": (_Shaped[PretrainSettings, ModelSettings], "Next-token training on plain text."),
+    "sft": (_Shaped[SFTSettings, _Stretch], "Fine-tuning on conversations."),
+    "lora": (_Stage[LoRASettings], "Training of low-rank adapters on conversations."),
+    "dpo": (_Stage[DPOSettings], "Training on pairs of answers, one preferred to the other."),
+    "reward": (_Stage[RewardSettings], "Training of a reward model on pairs of answers."),
+    "distill": (_Stage[DistillSettings], "Training of a student on a teacher's distributions."),
+    "ppo": (_Stage[PPOSettings], "Reinforcement learning with a value model."),
+    "grpo": (_Stage[GRPOSettings], "Reinforcement learning from groups of answers."),
+    "spo": (_Stage[SPOSettings], "Reinforcement learning from single answers."),
+    "agent": (_Stage[AgentSettings], "Reinforcement learning over several turns with tools."),
 }
+"""The flags of each stage, and what it does."""
 _HORIZONS = ("minutes", "tokens", "steps", "epochs")
 _FIXED_BY_A_RUN = ("seed", "row_length", "batch_tokens", "optimizer", "scripts", "holdout_tokens")
 _ADAPTER = ("rank", "alpha", "targets", "rslora", "dora")
@@ -187,8 +117,9 @@ def parse_stage(stage: str, argv: Sequence[str]) -> tuple[Recipe, RunSettings]:
     shape: dict[str, Any] = {"model": base.model} if stage == "pretrain" else {}
     if stage == "sft":
         shape = {"model": _Stretch(base.model.rope_scaling)}
-    default: Any = _STAGES[stage](source=source, run=run, stage=settings, **shape)
-    flags = parse(_STAGES[stage], argv, prog=prog, default=default)
+    kind, says = _STAGES[stage]
+    default: Any = kind(source=source, run=run, stage=settings, **shape)
+    flags = parse(kind, argv, prog=prog, default=default, says=f"{says} Each flag overrides the value of the recipe.")
     model = replace(base.model, **vars(getattr(flags, "model", base.model)))
     recipe, run = replace(base, **{stage: flags.stage, "model": model}), flags.run
     if not run.out:
@@ -256,13 +187,16 @@ def peek(argv: Sequence[str], name: str) -> str | None:
     return value
 
 
-def parse(cls: type[Flags], argv: Sequence[str], *, prog: str, default: Flags | None = None) -> Flags:
-    """An instance of the dataclass `cls` from flags named after its fields; `--help` prints the fields' docstrings.
+def parse(
+    cls: type[Flags], argv: Sequence[str], *, prog: str, default: Flags | None = None, says: str | None = None
+) -> Flags:
+    """An instance of the dataclass `cls` from flags named after its fields; `--help` prints the fields' docstrings,
+    and what the command does: `says`, or the docstring of the class.
 
     Raises UserError with one line where tyro would print a box.
     """
     errors = io.StringIO()
-    options: dict[str, Any] = {} if default is None else {"default": default}
+    options: dict[str, Any] = {"description": says} | ({} if default is None else {"default": default})
     try:
         with contextlib.redirect_stderr(errors), _wide_terminal("--help" in argv or "-h" in argv):
             flags: Flags = tyro.cli(cls, args=list(argv), prog=prog, **options)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import tyro
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from cutaway.stages.estimate import Estimate
     from cutaway.stages.rehearsal import Stage
 
+Own = TypeVar("Own")
+
 
 @dataclass(frozen=True)
 class _PlanFlags:
@@ -31,56 +33,22 @@ class _PlanFlags:
 
 
 @dataclass(frozen=True)
-class _Pretrain:
-    """Parameters, FLOPs, peak memory, time and money of pretraining with these settings."""
+class _One(Generic[Own]):
+    """The flags of one stage."""
 
     plan: tyro.conf.OmitArgPrefixes[_PlanFlags]
     known: tyro.conf.OmitArgPrefixes[PlanSettings]
-    stage: tyro.conf.OmitArgPrefixes[PretrainSettings]
+    stage: tyro.conf.OmitArgPrefixes[Own]
     model: tyro.conf.OmitArgPrefixes[ModelSettings]
 
 
-@dataclass(frozen=True)
-class _SFT:
-    """Parameters, FLOPs, peak memory, time and money of fine-tuning with these settings."""
-
-    plan: tyro.conf.OmitArgPrefixes[_PlanFlags]
-    known: tyro.conf.OmitArgPrefixes[PlanSettings]
-    stage: tyro.conf.OmitArgPrefixes[SFTSettings]
-    model: tyro.conf.OmitArgPrefixes[ModelSettings]
-
-
-@dataclass(frozen=True)
-class _LoRA:
-    """Parameters, FLOPs, peak memory, time and money of training an adapter with these settings."""
-
-    plan: tyro.conf.OmitArgPrefixes[_PlanFlags]
-    known: tyro.conf.OmitArgPrefixes[PlanSettings]
-    stage: tyro.conf.OmitArgPrefixes[LoRASettings]
-    model: tyro.conf.OmitArgPrefixes[ModelSettings]
-
-
-@dataclass(frozen=True)
-class _DPO:
-    """Parameters, FLOPs, peak memory, time and money of learning from pairs of answers with these settings."""
-
-    plan: tyro.conf.OmitArgPrefixes[_PlanFlags]
-    known: tyro.conf.OmitArgPrefixes[PlanSettings]
-    stage: tyro.conf.OmitArgPrefixes[DPOSettings]
-    model: tyro.conf.OmitArgPrefixes[ModelSettings]
-
-
-@dataclass(frozen=True)
-class _Reward:
-    """Parameters, FLOPs, peak memory, time and money of training a reward model with these settings."""
-
-    plan: tyro.conf.OmitArgPrefixes[_PlanFlags]
-    known: tyro.conf.OmitArgPrefixes[PlanSettings]
-    stage: tyro.conf.OmitArgPrefixes[RewardSettings]
-    model: tyro.conf.OmitArgPrefixes[ModelSettings]
-
-
-_FLAGS: "dict[Stage, Any]" = {"pretrain": _Pretrain, "sft": _SFT, "lora": _LoRA, "dpo": _DPO, "reward": _Reward}
+_FLAGS: "dict[Stage, tuple[Any, str]]" = {
+    "pretrain": (_One[PretrainSettings], "pretraining"),
+    "sft": (_One[SFTSettings], "fine-tuning"),
+    "lora": (_One[LoRASettings], "training an adapter"),
+    "dpo": (_One[DPOSettings], "learning from pairs of answers"),
+    "reward": (_One[RewardSettings], "training a reward model"),
+}
 
 
 @dataclass(frozen=True)
@@ -124,8 +92,10 @@ def _parse(argv: Sequence[str]) -> "tuple[Recipe, _PlanFlags, PlanSettings, tupl
         recipe, flags, known = replace(base, model=both.model), both.plan, both.known
     else:
         prog = f"cutaway plan {stage}"
-        default: Any = _FLAGS[stage](flags, known, without_horizon(getattr(base, stage), argv, prog), base.model)
-        one = parse(_FLAGS[stage], argv[1:], prog=prog, default=default)
+        kind, what = _FLAGS[stage]
+        default: Any = kind(flags, known, without_horizon(getattr(base, stage), argv, prog), base.model)
+        says = f"Parameters, FLOPs, peak memory, time and money of {what} with these settings."
+        one = parse(kind, argv[1:], prog=prog, default=default, says=says)
         recipe, flags, known = replace(base, **{stage: one.stage, "model": one.model}), one.plan, one.known
         stages = (stage,)
     if known.data and known.init is None:

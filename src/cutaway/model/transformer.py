@@ -48,7 +48,7 @@ class DecoderLayer(nn.Module):
 
 
 def recomputed(
-    layer: DecoderLayer,
+    layer: nn.Module,
     h: Float[Tensor, "batch seq hidden"],
     cos: Float[Tensor, "batch 1 seq half"],
     sin: Float[Tensor, "batch 1 seq half"],

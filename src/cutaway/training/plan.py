@@ -13,9 +13,6 @@ from cutaway.model.transformer import CausalLM
 from cutaway.objectives.next_token import MAX_LOGIT_BYTES
 from cutaway.training.optim import is_matrix, muon_cost
 
-MFU = 0.4
-"""Share of a GPU's peak that small models reach in training: 41 % for nanochat's d12 (its dev/LOG), about 35 % for
-MiniMind's 64M on an RTX 3090 (its published hours)."""
 EVALUATIONS = 21
 """Looks at held-out text where `eval_every` is derived: one before training, then every twentieth of the run."""
 MOST_TOKENS = 65536
@@ -155,7 +152,7 @@ class Memory:
     def total(self) -> int:
         """The end of the forward pass, when nothing is free yet; or the first layer that the backward pass computes
         again, if that needs more than the head, whose memory is free by then."""
-        every = sum(getattr(self, field.name) for field in fields(self))
+        every: int = sum(getattr(self, field.name) for field in fields(self))
         return every - min(self.recomputed, self.head)
 
 
