@@ -314,7 +314,7 @@ def memory(arguments: argparse.Namespace, work: Path, device: torch.device) -> d
     cells = []
     for card in arguments.cards:
         recipe, gigabytes = card.split("=")
-        for compiled in ("off", "on"):
+        for compiled in ("off",) if arguments.compile == "off" else ("off", "on"):
             for checkpointing in ("off", "on"):
                 torch._dynamo.reset()
                 chosen = {"compile": compiled, "activation_checkpointing": checkpointing, "epochs": None}

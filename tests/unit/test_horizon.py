@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from cutaway.data.loader import RowSource
 from cutaway.errors import UserError
 from cutaway.recipe.base import TrainSettings
+from cutaway.training import preparation
+from cutaway.training.derive import derive_batch
 from cutaway.training.horizon import (
     COMPILE_REPAYS_S,
     HORIZONS,
@@ -21,6 +23,7 @@ from cutaway.training.horizon import (
     should_compile,
 )
 from cutaway.training.optim import make_optimizers
+from cutaway.training.plan import tokens_that_fit
 from cutaway.training.preparation import Plan, check_settings, prepare, split_batch
 from training_helpers import SEQ, conversations, network
 
@@ -123,6 +126,18 @@ def test_tokens_and_epochs_become_steps_of_useful_tokens() -> None:
     assert by_epochs.steps == round(3 * stream.tokens_per_epoch / (2 * useful))
     assert by_tokens.settings.tokens is None
     assert "measured here" in str(by_tokens.rules[-5])
+
+
+def test_a_device_with_little_memory_gets_a_smaller_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def as_on_a_gpu(settings: Any, horizon: float, device: str, fits: int) -> Any:
+        return derive_batch(settings, horizon, "cuda", fits)
+
+    monkeypatch.setattr(preparation, "device_memory", lambda device: 5e7)
+    monkeypatch.setattr(preparation, "derive_batch", as_on_a_gpu)
+    made = plan(steps=2, batch_tokens=65536, micro_batch_tokens=None)
+    fits = tokens_that_fit(network().model, SEQ, 4, 5e7)
+    assert made.settings.micro_batch_tokens == fits < 65536
+    assert (made.rows, made.accumulation) == (fits // SEQ, 65536 // fits)
 
 
 @pytest.mark.slow

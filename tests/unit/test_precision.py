@@ -1,6 +1,8 @@
 """Which arithmetic is chosen, what it may touch, and fp16 with loss scaling through the real loop."""
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +11,14 @@ from torch import Tensor
 
 from cutaway.data.loader import Batch, RowSource
 from cutaway.training.loop import fit
-from cutaway.training.precision import DTYPE_NAMES, autocast, keep_freed_memory, pick_device, pick_dtype
+from cutaway.training.precision import (
+    DTYPE_NAMES,
+    autocast,
+    device_memory,
+    keep_freed_memory,
+    pick_device,
+    pick_dtype,
+)
 from training_helpers import SEQ, conversations, job, network, optimizers, rows_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -26,6 +35,15 @@ def test_auto_is_fp16_on_gpus_without_bf16(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     assert pick_dtype("auto", CUDA) == dtype
+
+
+def test_memory_is_what_the_process_may_take_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device_memory(CPU) == math.inf
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80e9))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 0.1)
+    assert device_memory(CUDA) == pytest.approx(8e9)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 5_000)
+    assert device_memory(torch.device("mps")) == 5_000.0
 
 
 @pytest.mark.parametrize(
