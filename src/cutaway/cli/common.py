@@ -188,7 +188,7 @@ def peek(argv: Sequence[str], name: str) -> str | None:
 
 
 def parse(
-    cls: type[Flags], argv: Sequence[str], *, prog: str, default: Flags | None = None, says: str | None = None
+    cls: Callable[..., Flags], argv: Sequence[str], *, prog: str, default: Flags | None = None, says: str | None = None
 ) -> Flags:
     """An instance of the dataclass `cls` from flags named after its fields; `--help` prints the fields' docstrings,
     and what the command does: `says`, or the docstring of the class.
