@@ -4,6 +4,7 @@ TRL has its losses inside `Trainer._compute_loss`. They are called here with a s
 gives back the log-probabilities of the test.
 """
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -23,6 +24,8 @@ from trl.trainer.kto_trainer import KTOTrainer  # noqa: E402
 
 from cutaway.objectives import distillation, preference  # noqa: E402
 from cutaway.objectives.preference import Pairs  # noqa: E402
+from cutaway.recipe.stages import DPOSettings  # noqa: E402
+from cutaway.stages import dpo as stage  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +115,12 @@ CASES: dict[str, tuple[str, float, Callable[[Pairs], Tensor]]] = {
 }
 
 
+def logged_by(pairs: Pairs, loss: str) -> dict[str, Tensor]:
+    """What the stage logs under a loss, TRL's cases by their names here."""
+    name = {"sigmoid": "dpo", "length-normalised": "dpo_norm"}.get(loss, loss)
+    return stage.metrics(pairs, stage.derive_loss(DPOSettings(loss=name, beta=BETA))[0])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_dpo_and_its_relatives(case: str) -> None:
     name, smoothing, ours = CASES[case]
@@ -124,11 +133,11 @@ def test_dpo_and_its_relatives(case: str) -> None:
     mine = {
         "rewards/chosen": BETA * pairs.chosen_ratio,
         "rewards/rejected": BETA * pairs.rejected_ratio,
-        "rewards/margins": BETA * pairs.margin,
-        "rewards/accuracies": preference.accuracy(pairs),
         "logps/chosen": pairs.chosen,
         "logps/rejected": pairs.rejected,
     }
+    logged = logged_by(pairs, case)
+    mine |= {"rewards/margins": logged["margin"], "rewards/accuracies": logged["accuracy"]}
     for key, values in mine.items():
         assert values.mean().item() == pytest.approx(metrics[key], abs=1e-5), key
 
@@ -146,9 +155,18 @@ def test_simpo_and_cpo(case: str) -> None:
     else:
         loss = preference.cpo(pairs, BETA, smoothing)
         chosen, rejected = pairs.chosen, pairs.rejected
-    expected = CPOTrainer.cpo_loss(trainer, chosen, rejected)[0]
+    expected, *rewards = CPOTrainer.cpo_loss(trainer, chosen, rejected)
     torch.testing.assert_close(loss, expected, **AGREE)
     torch.testing.assert_close(answers.gradient(loss.sum()), answers.gradient(expected.sum()), **AGREE)
+    logged = logged_by(without_reference(pairs), case.partition(" ")[0])
+    torch.testing.assert_close(logged["margin"], rewards[0] - rewards[1], **AGREE)
+    torch.testing.assert_close(logged["accuracy"], (rewards[0] > rewards[1]).float(), **AGREE)
+
+
+def without_reference(pairs: Pairs) -> Pairs:
+    """As the stage makes them for a loss that has none."""
+    zeros = torch.zeros_like(pairs.ref_chosen)
+    return dataclasses.replace(pairs, ref_chosen=zeros, ref_rejected=zeros)
 
 
 def test_orpo() -> None:
@@ -157,9 +175,13 @@ def test_orpo() -> None:
     loss = preference.orpo(pairs, weight=0.1)
     trainer = stand_in(answers, beta=0.1)
     means = (pairs.chosen / pairs.chosen_tokens, pairs.rejected / pairs.rejected_tokens)
-    expected = -ORPOTrainer.odds_ratio_loss(trainer, *means)[0]
+    losses, *rewards = ORPOTrainer.odds_ratio_loss(trainer, *means)[:3]
+    expected = -losses
     torch.testing.assert_close(loss, expected, **AGREE)
     torch.testing.assert_close(answers.gradient(loss.sum()), answers.gradient(expected.sum()), **AGREE)
+    settings = stage.derive_loss(DPOSettings(loss="orpo", beta=0.1))[0]
+    logged = stage.metrics(without_reference(pairs), settings)
+    torch.testing.assert_close(logged["margin"], rewards[0] - rewards[1], **AGREE)
 
 
 @pytest.mark.parametrize("mismatched", [0.7, -0.7])

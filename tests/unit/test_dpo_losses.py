@@ -58,6 +58,17 @@ def test_what_is_logged() -> None:
     assert "kl" not in metrics(pairs(), resolved(loss="simpo"))
 
 
+def test_a_loss_that_looks_at_tokens_has_the_margin_of_tokens() -> None:
+    """By sums the shorter answer would be the better one, which is not what these losses bring about."""
+    chosen, rejected, nothing = torch.tensor([-6.0]), torch.tensor([-5.0]), torch.zeros(1)
+    longer = Pairs(chosen, rejected, nothing, nothing, torch.tensor([12.0]), torch.tensor([2.0]))
+    for loss in ("simpo", "orpo"):
+        found = metrics(longer, resolved(loss=loss, beta=2.0))
+        assert (found["margin"].item(), found["accuracy"].item()) == (4.0, 1.0)
+    found = metrics(longer, resolved(loss="cpo", beta=2.0))
+    assert (found["margin"].item(), found["accuracy"].item()) == (-2.0, 0.0)
+
+
 def test_derived_values_are_said_and_given_ones_kept() -> None:
     settings, rules = derive_loss(DPOSettings(loss="simpo"))
     assert {rule.name for rule in rules} == {"beta", "gamma", "label_smoothing", "nll_weight"}
@@ -72,6 +83,8 @@ def test_derived_values_are_said_and_given_ones_kept() -> None:
         ({"label_smoothing": 0.5}, "label_smoothing is 0.5"),
         ({"gamma": -1.0}, "gamma is -1.0"),
         ({"reference": "live"}, "needs an adapter"),
+        ({"loss": "kto", "label_smoothing": 0.1}, "label_smoothing means nothing to loss kto"),
+        ({"desirable_weight": 2.0}, "desirable_weight means nothing to loss dpo"),
     ],
 )
 def test_impossible_values_are_refused(changes: dict[str, Any], says: str) -> None:

@@ -165,11 +165,6 @@ def kto_kl(mismatched_ratio: Float[Tensor, " answers"]) -> Float[Tensor, ""]:
     return mismatched_ratio.detach().mean().clamp(min=0)
 
 
-def accuracy(pairs: Pairs) -> Float[Tensor, " pairs"]:
-    """1 where the implicit reward of the chosen answer is the higher one."""
-    return (pairs.margin > 0).float()
-
-
 def _logistic(logits: Float[Tensor, " pairs"], label_smoothing: float) -> Float[Tensor, " pairs"]:
     return -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)
 

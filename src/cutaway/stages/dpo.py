@@ -9,17 +9,14 @@ side by side in a row. The reference is the model as the stage finds it.
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.data.packing import pack_best_fit
-from cutaway.data.pairs import Pair, PairBatch, assemble_pairs, mismatched
+from cutaway.data.pairs import PairBatch
 from cutaway.errors import UserError
-from cutaway.model.lora import switched_off
 from cutaway.model.moe import Routing
 from cutaway.objectives import preference
 from cutaway.objectives.preference import Pairs
@@ -27,14 +24,21 @@ from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.recipe.stages import DPOSettings
 from cutaway.stages import pairwise, shared
 from cutaway.stages.pairwise import per_answer
-from cutaway.stages.reference import cached_logprobs
+from cutaway.stages.reference import REFERENCE_FREE, Reference, reference_distance, reference_of
 from cutaway.training.derive import PREFERENCE, Rule
 from cutaway.training.distributed import joined_ranks
 from cutaway.training.network import Network
 
-REFERENCE_FREE = ("simpo", "cpo", "orpo")
-Reference = Callable[[PairBatch], Float[Tensor, "pairs 2"]]
-"""The reference's log-probabilities of the answers of a batch."""
+BY_TOKEN = ("simpo", "orpo")
+"""Losses whose implicit reward is beta times the *mean* log-probability of an answer's tokens."""
+IDLE: dict[str, tuple[float, tuple[str, ...]]] = {
+    "label_smoothing": (0.0, ("hinge", "ipo", "kto", "orpo")),
+    **dict.fromkeys(
+        ("desirable_weight", "undesirable_weight"),
+        (1.0, ("dpo", "robust", "hinge", "ipo", "dpo_norm", "simpo", "cpo", "orpo")),
+    ),
+}
+"""What a setting must be under losses that do not look at it."""
 
 
 def run(recipe: Recipe, run: RunSettings) -> Path:
@@ -118,12 +122,14 @@ def metrics(pairs: Pairs, settings: DPOSettings) -> dict[str, Float[Tensor, " pa
 
     `margin` is the difference of the implicit rewards, $\beta h$; `accuracy` the share of pairs where it is positive.
     `kl` is $\log\pi_{ref} - \log\pi$ a token, over both answers: an estimate of $\mathrm{KL}(\pi_{ref} \| \pi)$ as far
-    as the answers are such as the reference would write. Without a reference margins are those of the policy alone.
+    as the answers are such as the reference would write. Without a reference margins are those of the policy alone, a
+    token in `BY_TOKEN`.
     """
     assert settings.beta is not None
+    margin = pairs.mean_margin if settings.loss in BY_TOKEN else pairs.margin
     found = {
-        "margin": settings.beta * pairs.margin,
-        "accuracy": preference.accuracy(pairs),
+        "margin": settings.beta * margin,
+        "accuracy": (margin > 0).float(),
         "chosen_logprob": pairs.chosen,
         "rejected_logprob": pairs.rejected,
     }
@@ -131,41 +137,6 @@ def metrics(pairs: Pairs, settings: DPOSettings) -> dict[str, Float[Tensor, " pa
         tokens = pairs.chosen_tokens + pairs.rejected_tokens
         found["kl"] = -(pairs.chosen_ratio + pairs.rejected_ratio) / tokens
     return found
-
-
-def reference_of(network: Network, pairs: list[Pair], settings: DPOSettings) -> Reference:
-    """Where a batch's reference log-probabilities come from, as the settings say; zeros for a loss that has none."""
-    if settings.loss in REFERENCE_FREE:
-        return lambda batch: torch.zeros(batch.pairs(), 2, device=batch.answer.device)
-    if settings.reference == "live":
-        return lambda batch: _switched_off_logprobs(network, batch)
-    table = cached_logprobs(network, pairs, settings.row_length)
-    return lambda batch: table[batch.index]
-
-
-def _switched_off_logprobs(network: Network, batch: PairBatch) -> Float[Tensor, "pairs 2"]:
-    with torch.set_grad_enabled(network.compiled), switched_off(network.model):
-        return per_answer(-network.token_losses(batch, local=True), batch)[0].detach()
-
-
-def reference_distance(
-    network: Network, pairs: list[Pair], settings: DPOSettings
-) -> Callable[[PairBatch], Float[Tensor, ""]]:
-    """KTO's $z_0$ of a micro-batch, estimated on its prompts with the answers to other prompts."""
-    others = mismatched(pairs, settings.row_length)
-    reference = reference_of(network, others, settings)
-
-    def distance(batch: PairBatch) -> Float[Tensor, ""]:
-        rows, seq = batch.input_ids.shape
-        members = batch.index.tolist()
-        packed = pack_best_fit([others[i].size for i in members], seq)[:rows]
-        inside = [[members[i] for i in row] for row in packed]
-        exchanged = assemble_pairs(others, inside, rows, seq).to(batch.input_ids.device)
-        with torch.set_grad_enabled(network.compiled):
-            logprobs = per_answer(-network.token_losses(exchanged, local=True), exchanged)[0].detach()
-        return preference.kto_kl((logprobs - reference(exchanged)).flatten())
-
-    return distance
 
 
 def derive_loss(settings: DPOSettings) -> tuple[DPOSettings, list[Rule]]:
@@ -190,6 +161,9 @@ def derive_loss(settings: DPOSettings) -> tuple[DPOSettings, list[Rule]]:
         raise UserError(f"beta is {settings.beta}, must be above 0")
     if not 0 <= settings.label_smoothing < 0.5:
         raise UserError(f"label_smoothing is {settings.label_smoothing}, must be at least 0 and below 0.5")
+    for name, (nothing, losses) in IDLE.items():
+        if loss in losses and getattr(settings, name) != nothing:
+            raise UserError(f"{name} means nothing to loss {loss}: leave it away")
     for name in ("gamma", "nll_weight", "desirable_weight", "undesirable_weight"):
         if not getattr(settings, name) >= 0:
             raise UserError(f"{name} is {getattr(settings, name)}, must be 0 or more")

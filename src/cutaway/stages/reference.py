@@ -1,7 +1,9 @@
-"""The reference's log-probabilities of all answers: computed once, kept on disk, found again by what they hang on."""
+"""The reference of a preference stage: its log-probabilities of all answers, computed once, kept on disk and found
+again by what they hang on, or taken in every step from the model with its adapter switched off."""
 
 import hashlib
 import logging
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -9,17 +11,58 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cutaway.data.cache import cache_root
-from cutaway.data.pairs import Pair, pair_batches
+from cutaway.data.packing import pack_best_fit
+from cutaway.data.pairs import Pair, PairBatch, assemble_pairs, mismatched, pair_batches
 from cutaway.errors import UserError
 from cutaway.model.lora import switched_off
 from cutaway.model.weights import read_safetensors_file, weights_fingerprint, write_safetensors
+from cutaway.objectives.preference import kto_kl
+from cutaway.recipe.stages import DPOSettings
 from cutaway.stages.pairwise import per_answer
 from cutaway.stages.shared import first_rank_first
 from cutaway.training.network import Network
 
 log = logging.getLogger("cutaway")
+REFERENCE_FREE = ("simpo", "cpo", "orpo")
+Reference = Callable[[PairBatch], Float[Tensor, "pairs 2"]]
+"""The reference's log-probabilities of the answers of a batch."""
 PASS_TOKENS = 8192
 """Tokens of one forward pass."""
+
+
+def reference_of(network: Network, pairs: list[Pair], settings: DPOSettings) -> Reference:
+    """Where a batch's reference log-probabilities come from, as the settings say; zeros for a loss that has none."""
+    if settings.loss in REFERENCE_FREE:
+        return lambda batch: torch.zeros(batch.pairs(), 2, device=batch.answer.device)
+    if settings.reference == "live":
+        return lambda batch: _switched_off_logprobs(network, batch)
+    table = cached_logprobs(network, pairs, settings.row_length)
+    return lambda batch: table[batch.index]
+
+
+def _switched_off_logprobs(network: Network, batch: PairBatch) -> Float[Tensor, "pairs 2"]:
+    with torch.set_grad_enabled(network.compiled), switched_off(network.model):
+        return per_answer(-network.token_losses(batch, local=True), batch)[0].detach()
+
+
+def reference_distance(
+    network: Network, pairs: list[Pair], settings: DPOSettings
+) -> Callable[[PairBatch], Float[Tensor, ""]]:
+    """KTO's $z_0$ of a micro-batch, estimated on its prompts with the answers to other prompts."""
+    others = mismatched(pairs, settings.row_length)
+    reference = reference_of(network, others, settings)
+
+    def distance(batch: PairBatch) -> Float[Tensor, ""]:
+        rows, seq = batch.input_ids.shape
+        members = batch.index.tolist()
+        packed = pack_best_fit([others[i].size for i in members], seq)[:rows]
+        inside = [[members[i] for i in row] for row in packed]
+        exchanged = assemble_pairs(others, inside, rows, seq).to(batch.input_ids.device)
+        with torch.set_grad_enabled(network.compiled):
+            logprobs = per_answer(-network.token_losses(exchanged, local=True), exchanged)[0].detach()
+        return kto_kl((logprobs - reference(exchanged)).flatten())
+
+    return distance
 
 
 def cached_logprobs(network: Network, pairs: list[Pair], seq: int) -> Float[Tensor, "all_pairs 2"]:

@@ -33,7 +33,7 @@ from cutaway.model.weights import initialise
 from cutaway.recipe.base import TrainSettings
 from cutaway.recipe.files import build
 from cutaway.recipe.stages import DPOSettings, LoRASettings, PretrainSettings, RewardSettings, SFTSettings
-from cutaway.stages.dpo import REFERENCE_FREE
+from cutaway.stages.reference import REFERENCE_FREE
 from cutaway.stages.shared import attach_adapter
 from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.curves import draw_curves
