@@ -13,8 +13,10 @@ from cutaway.errors import UserError
 from cutaway.model.lora import LoRAConfig, LoRALinear, adapt, adapter_of, from_peft, merge, switched_off, to_peft
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import load_adapted, load_model, save_adapter, save_model
+from cutaway.recipe.files import load_recipe
 from model_helpers import random_ids, random_model, tiny_config
 
+EXPERTS: dict[str, Any] = {"qk_norm": True, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
@@ -113,6 +115,15 @@ def test_the_seed_alone_decides() -> None:
 def test_a_name_that_is_no_linear_layer_is_refused(targets: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=f"no linear layer is named '{targets[0]}'"):
         adapt(random_model(tiny_config(tie_word_embeddings=False)), LoRAConfig(targets=targets))
+
+
+def test_the_recipe_with_experts_names_layers_that_it_has() -> None:
+    table, model = load_recipe("small-moe").lora, random_model(tiny_config(**EXPERTS))
+    adapted = adapt(model, LoRAConfig(targets=table.targets))
+    assert {name.rpartition(".")[2] for name in adapted} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    plain = random_model(tiny_config(**EXPERTS))
+    with pytest.raises(UserError, match="choose targets among gate k_proj o_proj q_proj v_proj"):
+        adapt(plain, LoRAConfig())
 
 
 def test_two_adapters_are_refused() -> None:

@@ -127,8 +127,8 @@ def adapt(model: nn.Module, config: LoRAConfig, seed: int = 0) -> list[str]:
     linear = _linear_layers(model)
     for pattern in config.targets:
         if not any(_matches(name, pattern) for name in linear):
-            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-            raise UserError(f"no linear layer is named '{pattern}' (known: {known})")
+            known = " ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise UserError(f"no linear layer is named '{pattern}': choose targets among {known}")
     chosen = [name for name in linear if any(_matches(name, pattern) for pattern in config.targets)]
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
