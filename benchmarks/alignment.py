@@ -270,12 +270,13 @@ def held_pairs(bench: Bench) -> Path:
     return path
 
 
-def accuracy_of(run: Path) -> tuple[dict[str, float], str]:
+def accuracy_of(bench: Bench, run: Path) -> tuple[dict[str, float], str]:
     """The last look at held-out pairs, and what it says of their order in words."""
+    pairs = len(read(bench.folder / "preference-heldout.jsonl"))
     last = [row for row in read_metrics(run) if "heldout_accuracy" in row][-1]
     right = last["heldout_accuracy"]
-    low, high = wilson(round(right * HELD_PAIRS), HELD_PAIRS)
-    words = f"{HELD_PAIRS:,} held-out pairs: accuracy {right:.1%} [{100 * low:.0f}, {100 * high:.0f}]"
+    low, high = wilson(round(right * pairs), pairs)
+    words = f"{pairs:,} held-out pairs: accuracy {right:.1%} [{100 * low:.0f}, {100 * high:.0f}]"
     return {key: value for key, value in last.items() if key.startswith("heldout_")}, words
 
 
@@ -284,7 +285,7 @@ def prefer(bench: Bench) -> dict[str, Any]:
     settings = pair_settings(bench, bench.flags.dpo_epochs, bench.flags.dpo_lr)
     settings["nll_weight"] = bench.flags.nll_weight
     run = bench.train(dpo, "dpo", "dpo", [bench.data / "preference.jsonl"], bench.base, **settings)
-    held, words = accuracy_of(run)
+    held, words = accuracy_of(bench, run)
     print(f"  {words}, margin {held['heldout_margin']:.2f}", flush=True)
     change = bench.fall(run)
     before: Scores = {}
@@ -314,7 +315,7 @@ def rate(bench: Bench) -> dict[str, Any]:
     """The reward model on held-out pairs."""
     settings = pair_settings(bench, bench.flags.reward_epochs, bench.flags.reward_lr)
     run = bench.train(reward, "reward", "reward", [bench.data / "preference.jsonl"], bench.base, **settings)
-    held, words = accuracy_of(run)
+    held, words = accuracy_of(bench, run)
     brier, error = held["heldout_brier"], held["heldout_calibration_error"]
     print(f"  {words}, Brier score {brier:.3f}, calibration error {error:.3f}")
     return held | {"met": verdict(held["heldout_accuracy"] >= 0.9, "at least 90 %")}

@@ -34,11 +34,11 @@ SMALL: dict[str, Any] = {
 }
 
 
-def write_model(folder: Path, seed: int = 0, ends: int = 0) -> Path:
+def write_model(folder: Path, seed: int = 0, ends: int = 0, experts: int = 0) -> Path:
     """A chat model with random weights; `ends` of its ordinary tokens end an answer as well, which else hardly one of
     its answers does."""
     tokenizer: Tokenizer = train_tokenizer(TEXTS, TokenizerSettings(vocab_size=300))
-    settings = ModelSettings(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    settings = ModelSettings(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_experts=experts)
     config, _ = derive_model(settings, tokenizer.vocab_size, 128, (tokenizer.im_end_id, tokenizer.eos_id))
     if ends:
         stops = [tokenizer.im_end_id, tokenizer.eos_id, *range(tokenizer.vocab_size - ends, tokenizer.vocab_size)]

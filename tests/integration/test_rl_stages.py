@@ -169,7 +169,18 @@ def test_dynamic_sampling_drops_what_teaches_nothing(init: Path, data: Path, tmp
     more |= {"group_size": 4, "steps": 2}
     row = trained(train("grpo", init, data, tmp_path / "run", **more))[0]
     assert row["degenerate_groups"] == pytest.approx(0.5)
+    assert row["dynamic_filled"] == 1
+    few = trained(train("grpo", init, data, tmp_path / "few", resample_rounds=1, **more))[0]
+    assert few["dynamic_filled"] == 0
     assert row.get("advantage_zero", 0.0) == 0
+
+
+def test_routers_are_held_to_balance_here_too(data: Path, tmp_path: Path) -> None:
+    """Two answers of other lengths: what pads the shorter one counts for no expert."""
+    init = write_model(tmp_path / "experts", experts=4)
+    rows = trained(train("grpo", init, data, tmp_path / "run", group_size=4, steps=2))
+    assert all(1.9 < row["load_balance"] < 4 and row["router_z"] > 0 for row in rows)
+    assert all(0 <= row["expert_load_min"] <= 1 <= row["expert_load_max"] <= 2 for row in rows)
 
 
 def test_tokens_are_dumped_with_all_their_numbers(init: Path, data: Path, tmp_path: Path) -> None:
@@ -182,6 +193,14 @@ def test_tokens_are_dumped_with_all_their_numbers(init: Path, data: Path, tmp_pa
     )
     assert any(abs(line["ratio"] - 1) > 1e-4 for line in own)
     assert "clipped, no gradient" in (tmp_path / "run" / "rl_tokens.html").read_text()
+    assert all(line["entropy"] > 0 and line["value"] is None for line in own)
+    train("ppo", init, data, tmp_path / "ppo", dump_tokens=2, steps=4, rollout_epochs=1)
+    lines = [json.loads(line) for line in (tmp_path / "ppo" / "rl_tokens.jsonl").read_text().splitlines()]
+    assert any(line["returns"] != 0 for line in lines) and all(line["value"] is not None for line in lines)
+    # A loss without bounds clips nothing, however far the policy has moved.
+    train("grpo", init, data, tmp_path / "free", algorithm="rloo", dump_tokens=2, group_size=4, adam_lr=0.1)
+    lines = [json.loads(line) for line in (tmp_path / "free" / "rl_tokens.jsonl").read_text().splitlines()]
+    assert any(abs(line["ratio"] - 1) > 0.3 for line in lines) and not any(line["clipped"] for line in lines)
 
 
 def test_bad_rewards_and_long_prompts_are_survived_and_counted(
@@ -244,6 +263,9 @@ def test_a_function_of_ones_own_in_two_columns(init: Path, data: Path, tmp_path:
         ({"max_new_tokens": 96}, "leaves no room"),
         ({"rewards": ("nobody",)}, "no reward 'nobody'"),
         ({"reward_range": (1.0, 0.0)}, "reward_range"),
+        ({"scripts": "hans"}, "scripts means nothing"),
+        ({"compile": "on"}, "compile means nothing"),
+        ({"prompts_per_rollout": 2, "group_size": 2, "minibatches": 5}, "a rollout has only 4 answers"),
     ],
 )
 def test_mistakes_are_one_line(changes: dict[str, Any], message: str, init: Path, data: Path, tmp_path: Path) -> None:

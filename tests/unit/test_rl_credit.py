@@ -1,12 +1,13 @@
 """From rewards to advantages of tokens, by hand."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from cutaway.recipe.rl import PPOSettings
-from cutaway.rl.algorithms import ALGORITHMS
+from cutaway.rl.algorithms import ALGORITHMS, group_advantage
 from cutaway.rl.credit import credit_tokens, share
 from cutaway.rl.meter import Meter
 from cutaway.rl.rollout import Sample
@@ -40,6 +41,14 @@ def test_ppo_whitens_over_what_is_trained() -> None:
     line = meter.report()
     assert line["advantage_mean"] == pytest.approx(0.375)
     assert line["explained_variance"] == 0  # of the values, which are all 0
+
+
+def test_a_learner_s_advantage_may_trip_over_an_answer_that_could_not_be_judged(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text("def centre(rewards):\n    return rewards - rewards.mean(1, keepdim=True)\n")
+    advantage = group_advantage(ALGORITHMS["grpo"].with_values(advantage=f"{file}:centre"))
+    assert advantage is not None
+    assert advantage(torch.tensor([[1.0, 0.0], [1.0, math.nan]])).tolist() == [[0.5, -0.5], [0.0, 0.0]]
 
 
 def test_a_tracker_reads_rewards_as_shares() -> None:

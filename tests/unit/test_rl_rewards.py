@@ -116,8 +116,20 @@ def test_mistakes_in_the_setting() -> None:
         (("nothing",), "no reward 'nothing'"),
         ((), "rewards is empty"),
         (("length=nan",), "number"),
+        (("verifier", "length", "verifier=2"), "two named verifier"),
+        (("reward_model",), "needs --reward-model DIR"),
+        (("judge=2",), "needs --judge-url URL"),
     ):
         with pytest.raises(UserError, match=message):
             make(*wanted)
     with pytest.raises(UserError, match="no file"):
         make("missing.py:fn")
+
+
+def test_two_functions_of_one_name_would_be_logged_as_one(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.py").write_text("def fn(e):\n    return [1.0] * len(e)\n\n\nlength = fn\n")
+    with pytest.raises(UserError, match="two named fn"):
+        make(f"{tmp_path}/a.py:fn", f"{tmp_path}/b.py:fn=2")
+    with pytest.raises(UserError, match="two named length"):
+        make(f"{tmp_path}/a.py:length")

@@ -43,6 +43,14 @@ def test_the_first_answer_forgets_least_and_later_ones_by_their_drift() -> None:
     assert tracker.beliefs["x"].beta == pytest.approx(0.875 * 0.48 + 1)
 
 
+def test_a_prompt_s_further_answers_in_one_rollout_find_a_policy_that_has_not_moved() -> None:
+    tracker = ValueTracker()
+    tracker.update([visit("x", 1.0)])
+    tracker.update([visit("x", 1.0, drift=9.0), visit("x", 0.0, drift=9.0)])
+    assert tracker.beliefs["x"].alpha == pytest.approx(0.96 * (0.875 * 1.48 + 1))
+    assert tracker.metrics()["tracker_visited_before"] == pytest.approx(1 / 3)
+
+
 def test_an_answer_that_could_not_be_judged_changes_nothing() -> None:
     tracker = ValueTracker()
     tracker.update([visit("x", 1.0)])

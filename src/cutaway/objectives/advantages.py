@@ -87,8 +87,8 @@ def gae(
       G_t = \hat A_t + V_t$$
 
     $V_t$ is the value of the state in which token $t$ is chosen, $V$ behind the last token is 0. Where `mask` is false
-    (prompt, padding, what a tool said) nothing is chosen: such places are passed over, the next state of a token is
-    that of the next token chosen, and both results are 0 there.
+    (prompt, padding, what a tool said) nothing is chosen: such places are passed over with their rewards, the next
+    state of a token is that of the next token chosen, and both results are 0 there.
     """
     advantages = torch.zeros_like(values)
     next_value, next_advantage = values.new_zeros(len(values)), values.new_zeros(len(values))

@@ -109,7 +109,7 @@ def importance_weight(
 def clipped(
     ratio: Float[Tensor, "batch _"], advantages: Float[Tensor, "batch seq"], low: float | None, high: float
 ) -> tuple[Bool[Tensor, "batch seq"], Bool[Tensor, "batch seq"]]:
-    """Tokens whose gradient the clipping takes away: those that became too unlikely (and should become more so), and
-    those that became too likely. The ratio is a token's or an answer's."""
+    """Tokens whose gradient the clipping takes away (in CISPO: whose weight it cuts): those that became too unlikely,
+    and should become more so, and those that became too likely. The ratio is a token's or an answer's."""
     below = (ratio < 1 - low) if low is not None else torch.zeros_like(ratio, dtype=torch.bool)
     return below & (advantages < 0), (ratio > 1 + high) & (advantages > 0)

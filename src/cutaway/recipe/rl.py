@@ -47,7 +47,8 @@ class RLSettings(AdapterSettings, TrainSettings):
     reward_model: str = ""
     """Directory of the reward model (cutaway reward) of the reward `reward_model`."""
     judge_url: str = ""
-    """Root of the OpenAI-compatible server of the reward `judge`, such as http://127.0.0.1:8000/v1."""
+    """Root of the OpenAI-compatible server of the reward `judge`, such as http://127.0.0.1:8000/v1; it is sent the key
+    in OPENAI_API_KEY, where there is one."""
     judge_model: str = ""
     """Name of the judge's model on that server."""
     overlong_buffer: int | None = None

@@ -127,6 +127,8 @@ ALGORITHMS = {row.name: row for row in _ROWS}
 
 _GROUPED = ("group_relative", "group_centred", "leave_one_out")
 _RATIO_FREE = ("reinforce",)
+BOUNDED = ("ppo_clip", "cispo", "gspo")
+"""Policy losses that bound a ratio."""
 
 
 def policy_loss(row: Algorithm) -> PolicyLoss:
@@ -151,12 +153,13 @@ def policy_loss(row: Algorithm) -> PolicyLoss:
 
 
 def group_advantage(row: Algorithm) -> GroupAdvantage | None:
-    """The row's advantage from the rewards of groups, a learner's own too; None where it is made of other things: a
-    value model (`gae`) or a tracker."""
+    """The row's advantage from the rewards of groups, or a learner's own, whose NaN counts as 0; None where it is made
+    of other things: a value model (`gae`) or a tracker."""
     name = row.advantage
     if is_custom(name):
         own = load_function(name)
-        return lambda rewards: _same_shape(own(rewards), rewards, name)
+        # An answer that could not be judged makes a plain mean NaN, and one NaN would end the run.
+        return lambda rewards: _same_shape(own(rewards), rewards, name).nan_to_num(nan=0.0)
     if name == "group_relative":
         return advantages.group_relative
     if name == "group_centred":

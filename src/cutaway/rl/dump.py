@@ -38,7 +38,8 @@ numbers; they are in rl_tokens.jsonl too.</p>
 
 @dataclass(frozen=True)
 class TokenRow:
-    """All that one update knows of one token; log-probabilities in nats."""
+    """All that one update knows of one token; log-probabilities and entropy in nats. None is what the algorithm does
+    without."""
 
     row: int
     token: int
@@ -52,6 +53,10 @@ class TokenRow:
     ratio: float
     advantage: float
     kl_k3: float | None
+    entropy: float
+    value: float | None
+    """Of the state that the token was chosen in, when the answer was written."""
+    returns: float | None
     clipped: bool
     loss: float
 
@@ -59,6 +64,7 @@ class TokenRow:
 def token_rows(
     batch: Minibatch,
     tokens: Tokens,
+    entropy: Float[Tensor, "batch seq"],
     per_token: Float[Tensor, "batch seq"],
     clipped: Bool[Tensor, "batch seq"],
     tokenizer: Tokenizer,
@@ -67,6 +73,10 @@ def token_rows(
     """The tokens of the first `most` rows of a micro-batch; the first of each, which nothing predicts, is left out."""
     logprobs, ratio = tokens.logprobs.detach(), tokens.ratio.detach()
     distances = None if batch.ref_logprobs is None else kl(logprobs, batch.ref_logprobs)
+
+    def maybe(values: Tensor | None, place: tuple[int, int]) -> float | None:
+        return None if values is None else float(values[place])
+
     found = []
     for row in range(min(most, len(batch.own))):
         length = int(batch.own[row].nonzero()[-1]) + 1 if batch.own[row].any() else 0
@@ -82,10 +92,13 @@ def token_rows(
                     sampler_logprob=float(batch.sampler_logprobs[place]),
                     old_logprob=float(tokens.old_logprobs[place]),
                     logprob=float(logprobs[place]),
-                    ref_logprob=None if batch.ref_logprobs is None else float(batch.ref_logprobs[place]),
+                    ref_logprob=maybe(batch.ref_logprobs, place),
                     ratio=float(ratio[place]),
                     advantage=float(batch.advantages[place]),
-                    kl_k3=None if distances is None else float(distances[place]),
+                    kl_k3=maybe(distances, place),
+                    entropy=float(entropy[place]),
+                    value=maybe(batch.values, place),
+                    returns=maybe(batch.returns, place),
                     clipped=bool(clipped[place]),
                     loss=float(torch.where(batch.mask, per_token.detach(), 0.0)[place]),
                 )

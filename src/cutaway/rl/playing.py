@@ -92,4 +92,4 @@ def note(meter: Meter, episodes: Sequence[Episode], scored: Scored, seconds: flo
     meter.add("empty", sum(not episode.text.strip() and not episode.results for episode in episodes), count)
     meter.add("unjudged", scored.unjudged, count)
     meter.add("verifier_raised", scored.raised, count)
-    meter.add("rollout_tokens_per_second", sum(lengths), seconds)
+    meter.add("rollout_tokens_per_second", sum(lengths) * meter.ranks.world, seconds)  # ranks write side by side

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from cutaway.model.lora import adapter_of, switched_off
+from cutaway.model.moe import Routing
 from cutaway.model.reward import RewardModel
 from cutaway.model.transformer import CausalLM
 
@@ -41,11 +42,13 @@ class ActorCritic(nn.Module):
         targets: Int[Tensor, "batch seq"],
         mask: Bool[Tensor, "batch seq"],
         values: bool = True,
+        routing: Routing | None = None,
     ) -> Outputs:
         """Log-probabilities of the targets under the sampling distribution, its entropy in nats (no gradient), and
-        values (0 without a value model, or where they are not asked for); all 0 where `mask` is false."""
+        values (0 without a value model, or where they are not asked for); all 0 where `mask` is false. `routing` is
+        filled with what the policy's routers said."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        hidden = self.actor.model(input_ids, positions, None, None)
+        hidden = self.actor.model(input_ids, positions, None, None, routing)
         chosen, entropies = token_logprobs(hidden[mask], self.actor.head_weight, targets[mask], self.temperature)
         zeros = torch.zeros(mask.shape, device=mask.device)
         logprobs = zeros.masked_scatter(mask, chosen)

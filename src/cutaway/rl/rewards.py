@@ -25,6 +25,8 @@ log = logging.getLogger("cutaway")
 Component = Callable[[Sequence[Episode]], list[float]]
 ScoreDialogues = Callable[[Sequence[Sequence[Message]]], list[float]]
 """A reward model or a judge: dialogues that end with an answer to one number each."""
+NEEDS = {"reward_model": "--reward-model DIR", "judge": "--judge-url URL"}
+"""Components that are made by a setting of their own."""
 NAMED_IN_LOG = 5
 """Records that a rollout names in the log, of those that could not be judged."""
 
@@ -124,7 +126,8 @@ class Rewards:
         verifiers: Mapping[str, Verifier] = VERIFIERS,
     ) -> None:
         """`wanted` is a list of `NAME=WEIGHT`, the weight 1 where it is left out. `scorers` are further components by
-        name, such as a reward model. UserError for a name that is not known."""
+        name, such as a reward model. UserError for a name that is not known, or stands there twice: what is logged
+        under one name must be one component."""
         self.verifiers = verifiers
         simple: dict[str, Component] = {
             "format": ended,
@@ -137,19 +140,26 @@ class Rewards:
         simple |= {name: scored_by(score) for name, score in (scorers or {}).items()}
         self.judges: dict[str, float] = {}
         self.rewards: list[Reward] = []
+        known = ("verifier", "partial", *simple)
+        seen: set[str] = set()
         for entry in wanted:
             name, weight = split_weight(entry)
+            called = name.rpartition(":")[2] if is_custom(name) else name
+            if called in seen or (is_custom(name) and called in known):
+                raise UserError(f"rewards has two named {called}: a name stands for one component")
+            seen.add(called)
             if name in ("verifier", "partial"):
                 self.judges[name] = weight
             elif is_custom(name):
-                self.rewards.append(Reward(name.rpartition(":")[2], weight, load_function(name)))
+                self.rewards.append(Reward(called, weight, load_function(name)))
             elif name in simple:
                 if name == "code":
                     check()
                 self.rewards.append(Reward(name, weight, simple[name]))
+            elif name in NEEDS:
+                raise UserError(f"reward {name} needs {NEEDS[name]}")
             else:
-                known = ", ".join(("verifier", "partial", *simple))
-                raise UserError(f"no reward '{name}' (known: {known}, or file.py:function)")
+                raise UserError(f"no reward '{name}' (known: {', '.join((*known, *NEEDS))}, or file.py:function)")
         if not self.rewards and not self.judges:
             raise UserError("rewards is empty: name at least one, such as verifier")
 

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cutaway.data.batch import Batch
+from cutaway.objectives.next_token import IGNORE
 from cutaway.rl.environment import Episode
 
 Row = Float[Tensor, " _"]
@@ -49,6 +51,8 @@ class Minibatch:
 
     input_ids: Int[Tensor, "batch seq"]
     targets: Int[Tensor, "batch seq"]
+    documents: Int[Tensor, "batch seq"]
+    """0, and -1 where padding is, which the routers' losses leave out."""
     own: Bool[Tensor, "batch seq"]
     mask: Bool[Tensor, "batch seq"]
     """Tokens that are trained on."""
@@ -71,6 +75,11 @@ class Minibatch:
         changes = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return Minibatch(**{**vars(self), **changes})
 
+    def rows(self) -> Batch:
+        """As rows of one document each, for what looks at these and at padding only."""
+        positions = torch.arange(self.targets.shape[1], device=self.targets.device).expand_as(self.targets)
+        return Batch(self.input_ids, torch.where(self.mask, self.targets, IGNORE), positions, self.documents)
+
     def useful_tokens(self) -> int:
         """Tokens that are not padding."""
         return self.tokens
@@ -91,11 +100,13 @@ def collate(samples: Sequence[Sample], *, counted: bool = True, first: bool = Fa
         return padded(rows, longest) if all(len(row) for row in rows) else None
 
     ids = padded([sample.ids for sample in samples], longest + 1)
+    lengths = torch.tensor([[len(sample)] for sample in samples])
     mask = padded([sample.trained for sample in samples], longest)
     advantages = known("advantages")
     return Minibatch(
         input_ids=ids[:, :-1],
         targets=ids[:, 1:],
+        documents=torch.where(torch.arange(longest) < lengths, 0, -1),
         own=padded([sample.own for sample in samples], longest),
         mask=mask if counted else torch.zeros_like(mask),
         sampler_logprobs=padded([sample.sampler_logprobs for sample in samples], longest),

@@ -24,12 +24,10 @@ AT_ONCE, ROWS_AT_ONCE = 8, 32
 class RewardScorer:
     """A reward model's score of each dialogue, read at its last token: the end of the answer's turn.
 
-    The dialogue is rendered by the policy's tokenizer, which must be the reward model's too.
+    The dialogue is rendered by the policy's tokenizer, which must be the reward model's too (`rl/setup.py`).
     """
 
     def __init__(self, model: RewardModel, tokenizer: Tokenizer) -> None:
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise UserError("reward_model: its vocabulary is smaller than the policy's: another tokenizer?")
         self.model, self.tokenizer = model.eval(), tokenizer
 
     @torch.no_grad()

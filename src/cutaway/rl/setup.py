@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import os
 from typing import Any
 
 from cutaway.data.hashing import derive_key, keyed_order
@@ -10,7 +11,7 @@ from cutaway.errors import UserError
 from cutaway.model.reward import load_reward_model
 from cutaway.recipe.recipe import RunSettings
 from cutaway.recipe.rl import AgentSettings, PPOSettings, RLSettings
-from cutaway.rl.algorithms import ALGORITHMS, Algorithm, check_algorithm
+from cutaway.rl.algorithms import ALGORITHMS, BOUNDED, Algorithm, check_algorithm
 from cutaway.rl.prompts import Prompt, read_prompts
 from cutaway.rl.rewards import Rewards, ScoreDialogues, split_weight
 from cutaway.rl.scorers import Judge, RewardScorer
@@ -30,8 +31,18 @@ COLUMNS = {
     **{name: name for name in ("clip_low", "clip_high", "dual_clip", "mask_truncated", "group_size")},
 }
 """Settings that change a column of the algorithm's row."""
-UNUSED = ("batch_tokens", "z_loss", "tokens", "overfit_one_batch", "dropout")
-"""Settings of other stages that mean nothing here: with dropout, what is trained would not be what answered."""
+UNUSED = {
+    "batch_tokens": None,
+    "z_loss": 0,
+    "tokens": None,
+    "overfit_one_batch": False,
+    "dropout": 0,
+    "sample_every": 0,
+    "scripts": "keep",
+    "compile": "off",
+}
+"""Settings of other stages that mean nothing here, and what they must be: with dropout, what is trained would not be
+what answered, and a prompt in another script might not be what its verifier expects."""
 AT_LEAST_ONE = (
     *("prompts_per_rollout", "minibatches", "rollout_epochs", "max_new_tokens", "resample_rounds", "slots"),
     "overlong_buffer",
@@ -42,8 +53,8 @@ def resolve(settings: RLSettings) -> tuple[Any, Algorithm, list[Rule]]:
     """The settings with nothing left open of the algorithm's row, that row, and where its values come from."""
     own = ALGORITHMS[getattr(settings, "algorithm")]  # noqa: B009 (every RL stage has one)
     check_settings(settings)
-    for name in UNUSED:
-        if getattr(settings, name):
+    for name, nothing in UNUSED.items():
+        if getattr(settings, name) not in (None, "auto", nothing):
             raise UserError(f"{name} means nothing to an RL stage: leave it away")
     for name in AT_LEAST_ONE:
         value = getattr(settings, name)
@@ -68,6 +79,8 @@ def resolve(settings: RLSettings) -> tuple[Any, Algorithm, list[Rule]]:
     if isinstance(settings, PPOSettings) and row.advantage != "gae":
         raise UserError("cutaway ppo has a value model, and so the advantage gae; cutaway grpo has the others")
     check_algorithm(row, row.group_size)
+    if settings.minibatches > (answers := settings.prompts_per_rollout * row.group_size):
+        raise UserError(f"minibatches is {settings.minibatches}, but a rollout has only {answers} answers")
     changes = {name: getattr(row, column) for name, column in COLUMNS.items()}
     settings, more = _with_rewards(dataclasses.replace(settings, **changes), row)
     return settings, row, rules + more
@@ -86,6 +99,30 @@ def _with_rewards(settings: RLSettings, row: Algorithm) -> tuple[RLSettings, lis
             source = "arXiv 2503.14476, section 3.4: 4096 of 20480"
             rules.append(Rule("overlong_buffer", buffer, "a fifth of the longest answer", source))
     return settings, rules
+
+
+def idle(settings: RLSettings, row: Algorithm) -> list[str]:
+    """A sentence for every setting that is not as usual and does nothing beside the others."""
+    rows_own, usual = ALGORITHMS[getattr(settings, "algorithm")], type(settings)()  # noqa: B009
+    named = {split_weight(entry)[0] for entry in settings.rewards}
+    cases = (
+        (("beta", "kl_estimator"), row.kl != "none", "kl is none"),
+        (("clip_low", "clip_high"), row.policy_loss in BOUNDED, f"{row.policy_loss} clips nothing"),
+        (("dual_clip",), row.policy_loss == "ppo_clip", "it is a bound of ppo_clip"),
+        (("drift_half", "reward_range"), row.advantage.startswith("tracked"), f"{row.advantage} has no tracker"),
+        (("offline_samples",), row.advantage == "tracked", f"{row.advantage} has no tracker for each prompt"),
+        (("resample_rounds",), row.prompts == "dynamic", f"prompts are drawn {row.prompts}"),
+        (("holdout_tokens",), False, "holdout_prompts says how many prompts are kept out"),
+        (("reward_model",), "reward_model" in named, "rewards do not name reward_model"),
+        (("judge_url", "judge_model"), "judge" in named, "rewards do not name judge"),
+    )
+    found = []
+    for names, counts, why in cases:
+        for name in names:
+            expected = getattr(rows_own, COLUMNS[name]) if name in COLUMNS else getattr(usual, name)
+            if not counts and getattr(settings, name) != expected:
+                found.append(f"{name} {getattr(settings, name)} does nothing: {why}")
+    return found
 
 
 def turns_of(settings: RLSettings) -> int:
@@ -123,10 +160,14 @@ def make_rewards(settings: RLSettings, tokenizer: Tokenizer, ranks: Ranks) -> Re
     """The components that the settings name."""
     assert settings.overlong_buffer is not None
     scorers: dict[str, ScoreDialogues] = {}
-    if settings.reward_model:
-        scorers["reward_model"] = RewardScorer(load_reward_model(settings.reward_model, ranks.device), tokenizer)
-    if settings.judge_url:
-        scorers["judge"] = Judge(settings.judge_url, settings.judge_model)
+    named = {split_weight(entry)[0] for entry in settings.rewards}
+    if settings.reward_model and "reward_model" in named:
+        model = load_reward_model(settings.reward_model, ranks.device)
+        if Tokenizer.load(settings.reward_model).fingerprint != tokenizer.fingerprint:
+            raise UserError(f"{settings.reward_model}: the reward model has another tokenizer than the policy")
+        scorers["reward_model"] = RewardScorer(model, tokenizer)
+    if settings.judge_url and "judge" in named:
+        scorers["judge"] = Judge(settings.judge_url, settings.judge_model, os.environ.get("OPENAI_API_KEY"))
     return Rewards(
         settings.rewards,
         new_tokens=settings.max_new_tokens * turns_of(settings),

@@ -60,6 +60,7 @@ class RolloutSource:
         self._measured: list[str] = []
         """Fields of samples that the rollout has filled."""
         self._ready: tuple[float, int] | None = None
+        """When the rollout at hand was ready, and this rank's tokens of it that were trained on since."""
 
     def __iter__(self) -> Iterator[Minibatch]:
         return self
@@ -72,8 +73,14 @@ class RolloutSource:
     def used_up(self) -> bool:
         """Whether the next update begins with a rollout; asked once after every update, by all ranks."""
         if self._queue and self.overrun is not None and self.overrun():
+            if self._ready is not None:
+                self._ready = self._ready[0], self._ready[1] - self._waiting()
             self._queue.clear()
         return not self._queue
+
+    def _waiting(self) -> int:
+        """Tokens of this rank that are to be trained on yet."""
+        return sum(batch.tokens for batch in self._queue)
 
     def first_update(self) -> list[Minibatch]:
         """The micro-batches of the next update of the rollout at hand."""
@@ -112,7 +119,8 @@ class RolloutSource:
         """One rollout, and its minibatches."""
         began = time.monotonic()
         if self._ready is not None:
-            self.meter.add("training_tokens_per_second", self._ready[1], began - self._ready[0] - self.idle_s)
+            seconds = began - self._ready[0] - self.idle_s
+            self.meter.add("training_tokens_per_second", self._ready[1] * self.ranks.world, seconds)
         self.players.engine.refresh()
         groups = self._groups()
         written = time.monotonic()
@@ -122,8 +130,7 @@ class RolloutSource:
         self._measured = ["advantages", *measured, *(["returns"] if "values" in measured else [])]
         self._deal(groups, samples)
         self.rollouts += 1
-        tokens = sum(batch.tokens for batch in self._queue)
-        self._ready, self.idle_s = (time.monotonic(), tokens), 0.0
+        self._ready, self.idle_s = (time.monotonic(), self._waiting()), 0.0
         self.meter.add("rollout_seconds", written - began)
         self.meter.add("measuring_seconds", time.monotonic() - written)
 
@@ -140,6 +147,8 @@ class RolloutSource:
             groups += [group for group, keep in zip(fresh, kept, strict=True) if keep or not dynamic]
             if len(groups) >= wanted:
                 break
+        if dynamic:
+            self.meter.add("dynamic_filled", min(1.0, len(groups) / wanted))
         return groups[:wanted] or fresh[:1]  # there must be something to go through a step with
 
     def _draw(self, wanted: int) -> list[Prompt]:

@@ -116,13 +116,17 @@ class ValueTracker:
 
     def update(self, visits: Sequence[Visit]) -> None:
         """Take notice of what a rollout earned: forget by each prompt's drift, then count."""
+        now: set[str] = set()
         for visit in visits:
             if math.isnan(visit.reward):
                 continue
             belief = self.beliefs.setdefault(visit.id, Belief(0.5, 0.5))
-            # Beliefs from before training were made by the policy that answers first: nothing has drifted.
-            rho = forgetting(visit.drift if belief.ids else 0.0, self.half, self.least)
-            self._seen, self._visited = self._seen + 1, self._visited + bool(belief.ids)
+            # A belief from before training was made by the policy that answers first, and a prompt's further answers in
+            # one rollout are by the policy of its first: nothing has drifted.
+            before = bool(belief.ids) and visit.id not in now
+            rho = forgetting(visit.drift if before else 0.0, self.half, self.least)
+            self._seen, self._visited = self._seen + 1, self._visited + before
+            now.add(visit.id)
             belief.alpha = rho * belief.alpha + visit.reward
             belief.beta = rho * belief.beta + 1 - visit.reward
             belief.ids, belief.own, belief.logprobs = list(visit.ids), list(visit.own), list(visit.logprobs)

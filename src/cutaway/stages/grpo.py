@@ -4,7 +4,7 @@
 
 `algorithm` takes a row of the table in `rl/algorithms.py`: grpo, dr_grpo, dapo, cispo, gspo, rloo. What they differ in
 is there; the equations are in `objectives/advantages.py`, `policy.py`, `kl.py` and `aggregation.py`, and the step that
-puts them together is `stages/rl.py` `make_step`.
+puts them together is `rl/update.py` `make_step`.
 """
 
 import sys

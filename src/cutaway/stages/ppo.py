@@ -3,7 +3,7 @@
     python -m cutaway.stages.ppo recipe.toml [--resume]       the same as `cutaway ppo`, without tyro
 
 The value model is `rl/policy.py` `value_model`, its loss `objectives/value.py`, GAE `objectives/advantages.py`; the
-step is `stages/rl.py` `make_step`.
+step is `rl/update.py` `make_step`.
 """
 
 import sys

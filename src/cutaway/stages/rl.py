@@ -1,6 +1,7 @@
-"""What the RL stages share: from prompts to the loop, in the order it happens. `step` is the whole loss.
+"""What the RL stages share: from prompts to the loop, in the order it happens.
 
-The algorithm is a row of `rl/algorithms.py`, the rollouts are `rl/source.py`, the equations `objectives/`.
+The algorithm is a row of `rl/algorithms.py`, the rollouts are `rl/source.py`, the whole loss is `rl/update.py`
+`make_step`, the equations are `objectives/`.
 """
 
 import dataclasses
@@ -11,49 +12,39 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from cutaway.errors import UserError
 from cutaway.generation.engine import Engine
 from cutaway.model.reward import RewardModel
-from cutaway.objectives.aggregation import divisor, total
-from cutaway.objectives.kl import kl
-from cutaway.objectives.policy import Tokens, clipped, importance_weight
-from cutaway.objectives.value import value_loss
 from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.recipe.rl import PPOSettings, RLSettings
-from cutaway.rl.algorithms import Algorithm, coincidences, policy_loss
+from cutaway.rl.algorithms import Algorithm, coincidences
 from cutaway.rl.drift import Drift
-from cutaway.rl.dump import token_rows, write_dump
 from cutaway.rl.environment import Episode, Limits, PolicySampler, ToolboxOf, play
 from cutaway.rl.horizon import fix_steps
 from cutaway.rl.meter import Meter
 from cutaway.rl.playing import Players
 from cutaway.rl.policy import ActorCritic, Reference, value_model
 from cutaway.rl.prompts import Prompt
-from cutaway.rl.rollout import Minibatch
 from cutaway.rl.served import ServedPolicy
-from cutaway.rl.setup import accumulation_of, make_rewards, make_tracker, read_both, resolve, turns_of
+from cutaway.rl.setup import accumulation_of, idle, make_rewards, make_tracker, read_both, resolve, turns_of
 from cutaway.rl.source import RolloutSource
 from cutaway.rl.troubles import Troubles
+from cutaway.rl.update import divisor_of, make_step
 from cutaway.stages import shared
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.card import write_card
 from cutaway.training.curves import draw_curves
 from cutaway.training.derive import Rule
 from cutaway.training.distributed import joined_ranks
-from cutaway.training.loop import Job, Step, fit
+from cutaway.training.loop import Job, fit
 from cutaway.training.metrics import matmul_rate
 from cutaway.training.network import Network
-from cutaway.training.precision import autocast
 from cutaway.training.preparation import optimizers_of
-from cutaway.training.progress import print_tokens
 from cutaway.verifiers.record import judge
 
 log = logging.getLogger("cutaway")
-NOTHING = 1e-9
-"""Divisor of a micro-batch in which no token is trained, so that its gradient is 0 and the run goes on."""
 
 
 def train(stage: str, recipe: Recipe, run: RunSettings, toolbox_of: ToolboxOf = lambda record: None) -> Path:
@@ -84,10 +75,10 @@ def train(stage: str, recipe: Recipe, run: RunSettings, toolbox_of: ToolboxOf = 
             Limits(settings.max_new_tokens, settings.row_length, turns_of(settings)),
         )
         meter, drift, troubles = Meter(ranks), Drift(ranks, settings.target_kl), Troubles()
-        accumulation, longest = accumulation_of(settings, network), settings.max_new_tokens * turns_of(settings)
+        accumulation, weigh = accumulation_of(settings, network), divisor_of(row, settings)
         overrun = drift.overrun if settings.target_kl else None
         source = RolloutSource(players, training, row, settings, meter, accumulation, overrun)
-        step = make_step(players, row, settings, meter, drift, out)
+        step = make_step(players, row, settings, weigh, meter, drift, out)
         evaluate = make_evaluation(players, heldout, source) if heldout else None
         optimizers = make_optimizers(network, critic, settings)
         if not run.resume:
@@ -96,7 +87,7 @@ def train(stage: str, recipe: Recipe, run: RunSettings, toolbox_of: ToolboxOf = 
         rules += more
         recipe = dataclasses.replace(shared.with_shape(recipe, model), **{stage: settings})
         if ranks.first:
-            for line in (*rules, *coincidences(row, source.updates, source.size)):
+            for line in (*rules, *idle(settings, row), *coincidences(row, source.updates, source.size)):
                 log.info("%s: %s", "derived" if isinstance(line, Rule) else "note", line)
             log.info("algorithm: %s", row)
         network.wrap()
@@ -110,7 +101,7 @@ def train(stage: str, recipe: Recipe, run: RunSettings, toolbox_of: ToolboxOf = 
             source=source,
             optimizers=optimizers,
             step=step,
-            normalizer=lambda batch: divisor(batch.mask, row.aggregation, batch.answers, longest) or NOTHING,
+            normalizer=weigh,
             flops_per_token=model.flops_per_token(settings.row_length),
             matmul_rate=matmul_rate(ranks.device, network.dtype),
             evaluate=evaluate,
@@ -127,69 +118,6 @@ def train(stage: str, recipe: Recipe, run: RunSettings, toolbox_of: ToolboxOf = 
             draw_curves(out, out / "curves.png")
             write_card(out)
     return out
-
-
-def make_step(players: Players, row: Algorithm, settings: RLSettings, meter: Meter, drift: Drift, out: Path) -> Step:
-    """The step of the loop: a minibatch to the sum of its loss."""
-    loss_of, network, dumped = policy_loss(row), players.network, [not settings.dump_tokens]
-
-    def step(batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
-        with autocast(network.ranks.device, network.dtype):
-            logprobs, entropy, values = network.module(batch.input_ids, batch.targets, batch.own)
-        old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-        tokens = Tokens(logprobs, old, batch.advantages, batch.mask)
-        per_token = loss_of(tokens)
-        if settings.importance_cap:
-            per_token = per_token * importance_weight(old, batch.sampler_logprobs, settings.importance_cap)
-        if batch.ref_logprobs is not None and row.kl == "loss":
-            per_token = per_token + row.beta * kl(logprobs, batch.ref_logprobs, row.kl_estimator)
-        loss = total(per_token, batch.mask, row.aggregation)
-        if isinstance(settings, PPOSettings) and batch.values is not None and batch.returns is not None:
-            errors = value_loss(values, batch.values, batch.returns, settings.value_clip or None)
-            loss = loss + settings.value_weight * total(errors, batch.mask, row.aggregation)
-            meter.add_masked("value_error", (values - batch.returns).detach().square(), batch.mask)
-        with torch.no_grad():
-            drift.add(batch, measure_step(meter, row, tokens, entropy, batch, per_token))
-        if not dumped[0] and network.ranks.first and (not batch.first or settings.minibatches == 1):
-            dumped[0] = True
-            rows = token_rows(batch, tokens, per_token, _clipped(row, tokens), players.tokenizer, settings.dump_tokens)
-            print_tokens(write_dump(rows, out))
-        return loss, {}
-
-    return step
-
-
-def measure_step(
-    meter: Meter, row: Algorithm, tokens: Tokens, entropy: Tensor, batch: Minibatch, per_token: Tensor
-) -> Tensor:
-    """What an update shows of the policy; gives back its distance from the policy that answered, a token."""
-    mask, logprobs = batch.mask, tokens.logprobs.detach()
-    meter.add_masked("policy_loss", per_token.detach(), mask)
-    meter.add_masked("entropy", entropy, batch.own)
-    moved = kl(tokens.old_logprobs, logprobs)
-    meter.add_masked("kl_old_k3", moved, mask)
-    if batch.ref_logprobs is not None:
-        meter.add_masked("kl_ref_k1", kl(logprobs, batch.ref_logprobs, "k1"), batch.own)
-        meter.add_masked("kl_ref_k3", kl(logprobs, batch.ref_logprobs, "k3"), batch.own)
-    meter.add_histogram(tokens.ratio.detach(), mask)
-    if row.policy_loss in ("ppo_clip", "cispo", "gspo"):
-        low, high = clipped(ratio_of(row, tokens), tokens.advantages, row.clip_low, row.clip_high)
-        meter.add_masked("clip_fraction_low", low.float(), mask)
-        meter.add_masked("clip_fraction_high", high.float(), mask)
-    if batch.first:
-        gap = (tokens.old_logprobs - batch.sampler_logprobs).abs()
-        meter.add_masked("sampler_mismatch", gap, batch.own)
-    return moved
-
-
-def ratio_of(row: Algorithm, tokens: Tokens) -> Tensor:
-    """What the row clips: an answer's ratio, or a token's."""
-    return tokens.sequence_ratio.detach() if row.policy_loss == "gspo" else tokens.ratio.detach()
-
-
-def _clipped(row: Algorithm, tokens: Tokens) -> Tensor:
-    low, high = clipped(ratio_of(row, tokens), tokens.advantages, row.clip_low, row.clip_high)
-    return (low | high) & tokens.mask
 
 
 def make_sampler(network: Network, tokenizer: Tokenizer, settings: RLSettings, out: Path) -> PolicySampler:
