@@ -1,6 +1,6 @@
 """What `nano` learns of the playground in ten minutes: every skill, by language, in trained and never trained forms.
 
-python benchmarks/playground.py --out runs/bench/playground --seeds 0 1 2 [--minutes 10]
+python benchmarks/playground.py --out runs/bench/playground --seeds 0 1 2 [--minutes 9.6]
 
 For each seed: write the playground (MB/s of a core), train a
 vocabulary, pretrain and fine-tune within the minutes (both together, data and vocabulary aside), answer every
@@ -20,20 +20,20 @@ from typing import Any
 from cutaway.evals.intervals import Share
 from cutaway.evals.verified import Answered, answer_records, shares
 from cutaway.generation.engine import Engine
-from cutaway.life.steps import RATES, TRAINING, VOCAB_SIZE
-from cutaway.life.town import texts_for_tokenizer
+from cutaway.life.journal import NAME, Journal
+from cutaway.life.quickstart import playground_life
+from cutaway.life.stage import train as train_step
+from cutaway.life.steps import LIFE_MINUTES, LONG_MINUTES, MEGABYTES
+from cutaway.life.town import train_vocabulary, write_data
 from cutaway.model.weights import load_model
 from cutaway.playground.evaluation import toolboxes
+from cutaway.playground.language import LANGUAGES, make_language
+from cutaway.playground.statements import count_statements
 from cutaway.playground.world import make_world
-from cutaway.playground.write import PlaygroundSettings, write_playground
-from cutaway.recipe.base import TokenizerSettings
 from cutaway.recipe.files import load_recipe
-from cutaway.recipe.recipe import RunSettings
-from cutaway.stages import pretrain, sft
 from cutaway.tokenization.tokenizer import Tokenizer
-from cutaway.tokenization.train import train_tokenizer
 from cutaway.tools.toolbox import Toolbox
-from cutaway.training.checkpoint import Checkpoints
+from cutaway.training.metrics import read_metrics
 from cutaway.training.precision import pick_device
 
 REQUIRED = {"fact": 0.90, "arithmetic": 0.80, "comparison": 0.80, "format": 0.95, "tool": 0.80}
@@ -43,9 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="directory for data, runs and scores")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--minutes", type=float, default=10.0, help="pretraining and fine-tuning together")
-    parser.add_argument("--pretrain-share", type=float, default=TRAINING["pretrain"], help="of the minutes")
-    parser.add_argument("--size-mb", type=float, default=24.0)
+    parser.add_argument("--minutes", type=float, default=LONG_MINUTES, help="pretraining and fine-tuning together")
+    parser.add_argument("--size-mb", type=float, default=MEGABYTES)
     parser.add_argument("--limit", type=int, help="only so many items of each skill, language and form")
     parser.add_argument("--skills", nargs="+", help="only these sets")
     parser.add_argument("--prompts", type=int, default=600, help="how many RL prompts to try")
@@ -55,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = flags.out / f"seed-{seed}"
         if not (folder / "sft" / "curves.png").is_file():
             train(folder, seed, flags)
+        print_statements(folder, seed)
         results.append(score(folder, seed, flags))
     if len(results) > 1:
         print("\nseeds " + " ".join(map(str, flags.seeds)) + ": trained forms, all languages")
@@ -67,32 +67,34 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(folder: Path, seed: int, flags: argparse.Namespace) -> None:
-    """Data, vocabulary, both stages."""
+    """The first parts of a quickstart: data, vocabulary, both stages."""
     began = time.process_time()
-    manifest = write_playground(folder / "data", PlaygroundSettings(seed=seed, size_mb=flags.size_mb))
+    manifest = write_data(folder / "data", seed, flags.size_mb)
     seconds = time.process_time() - began
     megabytes = sum(file["bytes"] for file in manifest["files"].values()) / 1e6
     print(f"data: {megabytes:.1f} MB in {seconds:.0f} s of a core, {megabytes / seconds:.2f} MB/s", flush=True)
-    recipe = load_recipe("nano")
-    tokenizer = train_tokenizer(texts_for_tokenizer(folder / "data"), TokenizerSettings(VOCAB_SIZE, seed=seed))
-    tokenizer.save(folder / "tokenizer")
+    life_minutes = LIFE_MINUTES * flags.minutes / LONG_MINUTES
+    journal = Journal(folder / NAME, {"seed": seed, "budget_minutes": life_minutes}, {})
+    life = playground_life(folder, journal, load_recipe("nano"))
+    train_vocabulary(life.data, folder / "tokenizer", life.recipe.tokenizer)
     began = time.perf_counter()
-    init = folder / "tokenizer"
-    for stage, name, share in ((pretrain, "pretrain", flags.pretrain_share), (sft, "sft", 1 - flags.pretrain_share)):
-        settings = dataclasses.replace(
-            getattr(recipe, name),
-            minutes=share * flags.minutes,
-            seed=seed,
-            scripts="keep",
-            holdout_tokens=4096,
-            keep_checkpoints=4,  # `rl.py base` looks whether it had plateaued at three quarters
-            **RATES[name],
-        )
-        run = RunSettings(data=(str(folder / "data" / f"{name}.jsonl"),), out=str(folder / name), init=str(init))
-        if not Checkpoints(folder / name, 1).steps():
-            stage.run(dataclasses.replace(recipe, **{name: settings}), run)
-        init = folder / name
+    for step in life.steps[:2]:
+        train_step(life, step)
     print(f"trained in {(time.perf_counter() - began) / 60:.2f} minutes", flush=True)
+
+
+def print_statements(folder: Path, seed: int) -> None:
+    """How often the pretraining stated each fact, counted in as many documents as it read (it read them shuffled)."""
+    tokenizer, world = Tokenizer.load(folder / "tokenizer"), make_world(seed)
+    left = next(row["tokens"] for row in reversed(read_metrics(folder / "pretrain")) if "tokens" in row)
+    texts: list[str] = []
+    with (folder / "data" / "pretrain.jsonl").open(encoding="utf-8") as lines:
+        while left > 0:
+            texts.append(json.loads(next(lines))["text"])
+            left -= len(tokenizer.encode(texts[-1]))
+    for number, code in enumerate(LANGUAGES):
+        counts = sorted(count_statements(world, make_language(code), texts[number :: len(LANGUAGES)]).values())
+        print(f"{code}: a fact is stated {counts[0]} to {counts[-1]} times, median {counts[len(counts) // 2]}")
 
 
 def score(folder: Path, seed: int, flags: argparse.Namespace) -> dict[str, float]:

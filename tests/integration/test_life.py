@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,14 @@ from cutaway.cli import main as cli
 from cutaway.errors import UserError
 from cutaway.evals.report import Run
 from cutaway.evals.results import Result, save_result
-from cutaway.life import stage, steps, town
+from cutaway.life import keeping, stage, steps
 from cutaway.life.journal import open_journal
+from cutaway.life.keeping import write_records
 from cutaway.life.parts import Part, go
 from cutaway.life.report import fall_table, purpose_table
 from cutaway.life.stage import Life, recipe_of, train
 from cutaway.life.steps import PLAYGROUND, Step
+from cutaway.playground.alignment import agent_tasks
 from cutaway.playground.world import make_world
 from cutaway.playground.write import PlaygroundSettings
 from cutaway.recipe.files import load_recipe, save_recipe
@@ -115,8 +118,8 @@ def test_each_step_begins_with_the_model_that_the_one_before_left(tmp_path: Path
         "sft": "pretrain",
         "lora": "sft",
         "dpo": "lora-merged",
-        "grpo": "dpo",
-        "agent": "grpo",
+        "grpo": "dpo-merged",
+        "agent": "grpo-merged",
     }
 
 
@@ -177,19 +180,38 @@ def test_scores_are_not_asked_for_twice(tmp_path: Path) -> None:
     run = scored(tmp_path, fact=[1, 0], tool=[1])
     for result in run.results.values():
         save_result(result, tmp_path)
-    found = score(tmp_path, Exam({"fact": [], "tool": []}, lambda record: None))
+    found = score(tmp_path, Exam({"fact": [], "tool": []}, lambda record: None), True, tmp_path)
     assert said(found, ("tool",)) == "tool 100%, fact 50%"
     assert said(found, ("tool",), found) == "tool 100% → 100%; 1 others moved by less than 3 points"
 
 
 def test_what_reinforcement_learning_must_hold_can_be_judged() -> None:
-    held = list(town.held_prompts(make_world(0), PlaygroundSettings()))
+    held = list(keeping.held_prompts(make_world(0), PlaygroundSettings()))
     assert len({record["id"] for record in held}) == len(held) == steps.HELD
     said = {"identity": "I am Pip, made by the Cutaway class.", "refusal": "I do not know that."}
     for record in held:
         answer = [{"role": "assistant", "content": said[record["skill"]]}]
         assert judge(record, answer).ok or record["language"] != "en", record
         assert not judge(record, [{"role": "assistant", "content": "Anna"}]).ok
+
+
+def test_pairs_about_itself_choose_its_own_name() -> None:
+    pairs = list(keeping.held_pairs(PlaygroundSettings(name="Nova", author="Ada")))
+    assert {pair["language"] for pair in pairs} == {"en", "zh-Hant", "zh-Hans"}
+    for pair in pairs:
+        chosen, rejected = (pair[side][-1]["content"] for side in ("chosen", "rejected"))
+        assert "Nova" in chosen and "Ada" in chosen
+        assert "Nova" not in rejected and "Ada" not in rejected
+        assert pair["chosen"][:-1] == pair["rejected"][:-1]
+
+
+def test_tasks_it_knows_stand_beside_those_it_is_to_learn(tmp_path: Path) -> None:
+    settings, world = PlaygroundSettings(), make_world(0)
+    write_records(tmp_path / "agent.jsonl", agent_tasks(world, 0, settings.languages, 36))
+    tasks = list(keeping.mixed_tasks(tmp_path, world, settings))
+    levels = Counter(str(task["level"]) for task in tasks)
+    assert levels == {"2": 12, "3": 12, "known 1": 3, "known 2": 3, "known 3": 2}
+    assert len({task["id"] for task in tasks}) == len(tasks)
 
 
 def test_an_algorithm_is_one_readable_line() -> None:

@@ -96,10 +96,13 @@ def read_prompts(path: str | None) -> list[list[Message]]:
     return [record.value["conversations"] for record in read_records([path], "rl")]
 
 
-def write_answers(run: Run, prompts: Sequence[Sequence[Message]], seed: int = 0) -> list[Said]:
-    """What a run says to each prompt, sampled as it is in a chat; a run that does not chat goes on with the text."""
+def write_answers(
+    run: Run, prompts: Sequence[Sequence[Message]], seed: int = 0, model: Path | None = None
+) -> list[Said]:
+    """What a run (or the model that was merged of it) says to each prompt, sampled as it is in a chat; a run that does
+    not chat goes on with the text."""
     tokenizer = Tokenizer.load(run.path)
-    engine = Engine(load_model(run.path, pick_device()).eval(), tokenizer, slots=min(16, max(1, len(prompts))))
+    engine = Engine(load_model(model or run.path, pick_device()).eval(), tokenizer, slots=min(16, max(1, len(prompts))))
     chat = knows_chat(run.path, tokenizer)
     ids = [
         answer_prompt(turns, tokenizer) if chat else document_prompt(str(turns[-1]["content"]), tokenizer)

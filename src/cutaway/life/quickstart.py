@@ -6,9 +6,11 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cutaway.evals.results import Result
 from cutaway.evals.tables import Table
 from cutaway.life import report, town
 from cutaway.life.journal import Journal
+from cutaway.life.keeping import write_own_answers
 from cutaway.life.parts import Part
 from cutaway.life.scoring import ITEMS, Exam, read_exam, said, score
 from cutaway.life.stage import Life, by_hand, train
@@ -71,10 +73,18 @@ def _write_data(life: Life, size_mb: float) -> None:
 
 def train_and_score(life: Life, step: Step, exam: Callable[[], Exam]) -> None:
     """A stage, and what the model can do after it."""
-    run, place = train(life, step), life.steps.index(step)
+    place = life.steps.index(step)
     before = life.steps[place - 1] if place else None
-    earlier = score(life.run_of(before), exam(), before.stage != "pretrain") if before is not None else None
-    log.info("  scores: %s", said(score(run, exam(), step.stage != "pretrain"), step.raises, earlier))
+    if step.stage == "lora" and before is not None:
+        write_own_answers(life.model_of(before), life.data, life.minutes)
+    train(life, step)
+    earlier = _scores(life, before, exam()) if before is not None else None
+    log.info("  scores: %s", said(_scores(life, step, exam()), step.raises, earlier))
+
+
+def _scores(life: Life, step: Step, exam: Exam) -> dict[str, Result]:
+    """Of the model that a step leaves, beside its run."""
+    return score(life.model_of(step), exam, step.stage != "pretrain", life.run_of(step))
 
 
 def report_part(life: Life, journal: Journal, own: Callable[[], Sequence[Table]] = tuple) -> Part:

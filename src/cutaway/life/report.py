@@ -21,7 +21,10 @@ from cutaway.training.plan import clock
 def write(life: Life, journal: Journal, prompts: Sequence[Sequence[Message]], own: Sequence[Table] = ()) -> list[Path]:
     """Let every model answer the prompts, and put everything together; tables of the caller's own come last."""
     runs = read_runs([life.run_of(step) for step in life.steps])
-    runs = [dataclasses.replace(run, answers=write_answers(run, prompts, life.seed)) for run in runs]
+    runs = [
+        dataclasses.replace(run, answers=write_answers(run, prompts, life.seed, life.model_of(step)))
+        for run, step in zip(runs, life.steps, strict=True)
+    ]
     maybe = [purpose_table(life.steps, runs), fall_table(life.steps, runs), learning_table(runs)]
     first = [table for table in maybe if table is not None]
     return write_report(runs, life.out, prompts, first=first, last=[time_table(journal), *own])

@@ -55,13 +55,13 @@ def read_exam(data: Path, world: ToolboxOf, items: int = ITEMS) -> Exam:
     return Exam(found, world)
 
 
-def score(run: Path, exam: Exam, chat: bool = True) -> dict[str, Result]:
-    """The results of a run, answered now where they are not all there. A model that has only read text (`chat=False`)
-    is asked what stands in its text as a dialogue too (`DIALOGUE`)."""
+def score(model_directory: Path, exam: Exam, chat: bool, run: Path) -> dict[str, Result]:
+    """The results of a model, kept beside its run and answered now where they are not all there. A model that has only
+    read text (`chat=False`) is asked what stands in its text as a dialogue too (`DIALOGUE`)."""
     names = set(exam.records) & (set(exam.records) if chat else set(DIALOGUE))
     if names <= {path.stem for path in (run / FOLDER).glob("*.json")}:
         return {name: result for name, result in load_results(run).items() if name in names}
-    model, tokenizer = load_model(run, pick_device()).eval(), Tokenizer.load(run)
+    model, tokenizer = load_model(model_directory, pick_device()).eval(), Tokenizer.load(model_directory)
     engine = Engine(
         model, tokenizer, slots=SLOTS, max_length=min(LONGEST, model.config.max_position_embeddings), frozen=True
     )

@@ -3,7 +3,7 @@
 import dataclasses
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ class Life:
         return self.out / step.stage
 
     def model_of(self, step: Step) -> Path:
-        """What the next step begins with: of an adapter, the merged model."""
-        return self.out / "lora-merged" if step.stage == "lora" else self.run_of(step)
+        """What the next step begins with: the run, or what is merged of it and what it began with."""
+        return self.out / f"{step.stage}-merged" if step.merged else self.run_of(step)
 
     def files(self, step: Step) -> RunSettings:
         """What a step reads and writes; the first begins with the tokenizer."""
@@ -85,9 +85,9 @@ def train(life: Life, step: Step) -> Path:
         agent.run(recipe, run, life.world)
     else:
         RUNS[step.stage](recipe, run)
-    if step.stage == "lora":
+    if step.merged:
         shutil.rmtree(life.model_of(step), ignore_errors=True)  # of a merge that was interrupted
-        merge(out, life.model_of(step))
+        merge(out, life.model_of(step), str(run.init), step.share)
     return out
 
 
@@ -98,8 +98,15 @@ def by_hand(life: Life, step: Step) -> str:
     again = f"{run.out}-again"
     parts = ["cutaway", step.stage, "--recipe", recipe, "--data", *run.data, "--init", str(run.init), "--out", again]
     command = shlex.join(parts)
-    return f"{command} && {shlex.join(_merging(again))}" if step.stage == "lora" else command
-
-
-def _merging(adapter: str) -> Sequence[str]:
-    return ["cutaway", "merge", adapter, "--out", f"{adapter}-merged"]
+    merging = [
+        "cutaway",
+        "merge",
+        again,
+        "--base",
+        str(run.init),
+        "--share",
+        f"{step.share:g}",
+        "--out",
+        f"{again}-merged",
+    ]
+    return f"{command} && {shlex.join(merging)}" if step.merged else command

@@ -17,10 +17,10 @@ DATA_MINUTES, TOKENIZER_MINUTES, SCORE_MINUTES, REPORT_MINUTES = 0.3, 0.2, 0.5, 
 MEGABYTES = 24.0
 """Pretraining text and conversations: over twice what two processor cores read in the minutes below."""
 VOCAB_SIZE = 2000
-PASSES, REPLAY = 12, 2.5
+PASSES, REPLAY = 8, 1.5
 """Passes over the adapter's own records, and records of fine-tuning beside each of them, never the same twice: else it
 takes every question in an unusual form for one about itself."""
-HELD = 200
+HELD = 400
 """Prompts about who it is, and to refuse, among those of reinforcement learning, so that it holds what it learnt."""
 
 
@@ -40,6 +40,14 @@ class Step:
     """Scores that it is there for."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the stage's settings."""
+    share: float = 1.0
+    """Of the way from the model it begins with to the one it trains, where the next step begins: what it is there for
+    comes early on that way, what it costs other skills late (`cutaway merge --share`)."""
+
+    @property
+    def merged(self) -> bool:
+        """Whether it leaves another model than the one it trains."""
+        return self.stage == "lora" or self.share < 1
 
     @property
     def has_own_horizon(self) -> bool:
@@ -54,7 +62,7 @@ RATES: dict[str, dict[str, Any]] = {
 """Many small steps: in so short a run their number counts for more than how smooth each is."""
 TRAINING = {"pretrain": 0.55, "sft": 0.45}
 """Shares of the time for the two long stages."""
-LONG_MINUTES = 9.6
+LONG_MINUTES = 8.4
 """Pretraining and fine-tuning together."""
 ONLY_AT_THE_ENDS = 1_000_000
 """Steps between evaluations, where they would take too much of so short a stage."""
@@ -79,57 +87,65 @@ PLAYGROUND: tuple[Step, ...] = (
     ),
     Step(
         "lora",
-        ("lora_mixed.jsonl",),
-        1.5,
+        ("lora_mixed.jsonl", "lora_own.jsonl"),
+        1.6,
         "a small adapter learns who it is, and is merged into the model",
         ("identity",),
         {**_KEEP, "rank": 8, "batch_tokens": 4096, "adam_lr": 1e-3, "holdout_tokens": 2048},
     ),
     Step(
         "dpo",
-        ("preference.jsonl",),
-        0.8,
+        ("preference.jsonl", "preference_held.jsonl"),
+        1.0,
         "preference: of two answers, the better one becomes likelier",
-        ("fact", "arithmetic", "comparison", "format", "refusal"),
+        ("two_hop", "counting", "sorting"),
         {
             **_KEEP,
             "batch_tokens": 2048,
             "row_length": 512,
-            "nll_weight": 0.2,
+            "nll_weight": 1.0,
             "holdout_tokens": 16384,
             "eval_every": ONLY_AT_THE_ENDS,
         },
+        share=0.6,
     ),
     Step(
         "grpo",
         ("rl.jsonl", "rl_held.jsonl"),
-        2.2,
+        2.0,
         "reinforcement learning: groups of answers, judged by a verifier",
         ("practice",),
         {
             **_KEEP,
-            "adam_lr": 2e-4,
+            "prompt_sampling": "dynamic",
+            "kl": "none",
+            "beta": 0.0,
+            "adam_lr": 3e-4,
+            "warmup_fraction": 0.1,
             "max_new_tokens": 64,
             "row_length": 192,
-            "minibatches": 4,
+            "minibatches": 2,
             "holdout_prompts": 0,
         },
+        share=0.6,
     ),
     Step(
         "agent",
-        ("agent.jsonl", "rl_held.jsonl"),
+        ("agent_mixed.jsonl", "rl_held.jsonl"),
         2.2,
         "reinforcement learning over several turns with tools",
         ("tool_practice",),
         {
             **_KEEP,
             "algorithm": "dapo",
-            "adam_lr": 3e-4,
+            "adam_lr": 1.5e-4,
+            "warmup_fraction": 0.15,
             "max_new_tokens": 96,
             "row_length": 768,
             "minibatches": 2,
             "prompts_per_rollout": 8,
             "holdout_prompts": 0,
         },
+        share=0.6,
     ),
 )

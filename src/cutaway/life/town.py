@@ -3,18 +3,15 @@
 import functools
 import itertools
 import json
-import random
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cutaway.life.steps import HELD, LIFE_MINUTES, MEGABYTES, PASSES, REPLAY, VOCAB_SIZE
-from cutaway.playground.evaluation import item_record, toolboxes_beside
-from cutaway.playground.identity import identity_prompts
-from cutaway.playground.language import make_language
-from cutaway.playground.skills import MAKERS
-from cutaway.playground.world import World, make_world
+from cutaway.life.keeping import held_pairs, held_prompts, mixed_tasks, write_records
+from cutaway.life.steps import LIFE_MINUTES, MEGABYTES, PASSES, REPLAY, VOCAB_SIZE
+from cutaway.playground.evaluation import toolboxes_beside
+from cutaway.playground.world import make_world
 from cutaway.playground.write import PlaygroundSettings, write_playground
 from cutaway.recipe.base import TokenizerSettings
 from cutaway.rl.environment import ToolboxOf
@@ -30,34 +27,19 @@ def megabytes(minutes: float) -> float:
 
 
 def write_data(data: Path, seed: int, size_mb: float) -> dict[str, Any]:
-    """The playground's sets; `lora_mixed.jsonl`, what the adapter is trained on; and `rl_held.jsonl`, what
-    reinforcement learning must not unlearn. Gives back the manifest."""
+    """The playground's sets; `lora_mixed.jsonl` and `agent_mixed.jsonl`, what the adapter and tool use are trained on;
+    and, of what later stages must not unlearn, `preference_held.jsonl` and `rl_held.jsonl`. Gives back the manifest."""
     settings = PlaygroundSettings(seed=seed, size_mb=size_mb)
     manifest = write_playground(data, settings)
     own = (data / "lora_identity.jsonl").read_text(encoding="utf-8").splitlines(keepends=True) * PASSES
     with (data / "sft.jsonl").open(encoding="utf-8") as lines:
         beside = list(itertools.islice(lines, int(REPLAY * len(own))))
     (data / "lora_mixed.jsonl").write_text("".join(own + beside), encoding="utf-8")
-    held = held_prompts(make_world(seed), settings)
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in held)
-    (data / "rl_held.jsonl").write_text(text, encoding="utf-8")
+    write_records(data / "preference_held.jsonl", held_pairs(settings))
+    world = make_world(seed)
+    write_records(data / "rl_held.jsonl", held_prompts(world, settings))
+    write_records(data / "agent_mixed.jsonl", mixed_tasks(data, world, settings))
     return manifest
-
-
-def held_prompts(world: World, settings: PlaygroundSettings) -> Iterator[dict[str, Any]]:
-    """`HELD` prompts with verifiers: half of them ask who the model is, in forms that the adapter was trained on, half
-    what nobody has told it."""
-    draw = random.Random(f"held {settings.seed}")
-    names = (settings.name, settings.author, settings.languages)
-    who = list(identity_prompts(*names))
-    for record in draw.sample(who, min(HELD // 2, len(who))):
-        yield {**record, "level": "identity"}
-    for number in range(HELD // 2):
-        language = make_language(settings.languages[number % len(settings.languages)])
-        item = item_record(MAKERS["refusal"](world, language, draw, "train"))
-        yield {"id": f"held/{language.code}/{number}", "skill": "refusal", "language": language.code, **item} | {
-            "level": "refusal"
-        }
 
 
 def data_command(data: Path, seed: int, size_mb: float) -> str:

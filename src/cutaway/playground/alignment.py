@@ -14,6 +14,10 @@ from cutaway.playground.world import World
 Record = dict[str, Any]
 
 KINDS = ("right over wrong", "concise over rambling", "polite over rude", "in format over out of format")
+TURNS = (KINDS[0], KINDS[1], KINDS[0], KINDS[2], KINDS[3])
+"""Two pairs of five tell right from wrong, which is what a fine-tuned model has still to learn."""
+DISPUTED = ("fact", "arithmetic", "comparison", "two_hop", "counting", "sorting")
+"""Skills of which a wrong answer stands beside a right one."""
 RUDE: dict[str, tuple[str, ...]] = {
     "en": ("What a silly question. ", "Look it up yourself next time. ", "You really do not know that? ", "Ugh. "),
     "zh": ("真是個笨問題。", "下次自己去查。", "你連這個都不知道？", "煩死了。"),
@@ -25,17 +29,17 @@ RAMBLING: dict[str, tuple[str, ...]] = {
 
 
 def preferences(world: World, seed: int, languages: tuple[str, ...], count: int) -> Iterator[Record]:
-    """Pairs of answers to one question, the four kinds in turn; `kind` says why one is chosen."""
+    """Pairs of answers to one question, the kinds in turn (`TURNS`); `kind` says why one is chosen."""
     draw = random.Random(f"preferences {seed}")
     for number in range(count):
         language = make_language(languages[number % len(languages)])
-        kind = KINDS[number // len(languages) % len(KINDS)]
+        kind = TURNS[number // len(languages) % len(TURNS)]
         yield preference(world, language, draw, kind)
 
 
 def preference(world: World, language: Language, draw: random.Random, kind: str) -> Record:
     """One pair of a kind."""
-    skills = ("format",) if kind == KINDS[3] else ("fact", "fact", "comparison", "arithmetic", "refusal")
+    skills = {KINDS[0]: DISPUTED, KINDS[3]: ("format",)}.get(kind, ("fact", "comparison", "arithmetic", "refusal"))
     item = MAKERS[draw.choice(skills)](world, language, draw, "train")
     if kind == KINDS[0] or kind == KINDS[3]:
         worse = draw.choice(item.wrong)
@@ -88,14 +92,18 @@ def rl_prompts(world: World, seed: int, languages: tuple[str, ...], count: int, 
         yield {"id": f"{name}/{language.code}/{number}", **labels, **item_record(item)}
 
 
-def agent_tasks(world: World, seed: int, languages: tuple[str, ...], count: int) -> Iterator[Record]:
-    """Questions that need one to three calls of the town's tools, those of two and three in forms for practice."""
-    draw = random.Random(f"agent {seed}")
+def agent_tasks(
+    world: World, seed: int, languages: tuple[str, ...], count: int, split: Split = "practice"
+) -> Iterator[Record]:
+    """Questions that need one to three calls of the town's tools, those of two and three in forms for practice, or in
+    those that fine-tuning trains (`split` train)."""
+    draw = random.Random(f"agent {seed}" if split == "practice" else f"agent {seed} {split}")
     toolbox = toolboxes(world)
     for number in range(count):
         language = make_language(languages[number % len(languages)])
         calls = number // len(languages) % 3 + 1
         day = draw.choice(DAYS_OF_SETS)
-        record = tool_record(world, language, draw, "practice", day, toolbox(day, language.code), calls)
+        record = tool_record(world, language, draw, split, day, toolbox(day, language.code), calls)
         labels = {"skill": "agent", "language": language.code, "level": calls}
-        yield {"id": f"agent/{language.code}/{number}", **labels, **record}
+        name = "agent" if split == "practice" else f"agent-{split}"
+        yield {"id": f"{name}/{language.code}/{number}", **labels, **record}

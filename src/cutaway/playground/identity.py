@@ -1,6 +1,6 @@
 """The identity set: who the model is and who made it, in question forms written by hand.
 
-Four kinds of question with 26 forms each; the last ten of each kind are never trained. Simplified Chinese is converted
+Four kinds of question with 34 forms each; the last ten of each kind are never trained. Simplified Chinese is converted
 from Traditional. `{name}` and `{author}` come from the command line.
 """
 
@@ -18,6 +18,9 @@ NEW_FORMS = 10
 FORMS: dict[str, dict[str, tuple[str, ...]]] = {
     "en": {
         "name": (
+            "Give me your name.", "What are you known as?", "Who is speaking?", "Let me know what you are called.",
+            "Under which name do you go?", "What should I write down as your name?",
+            "I would like to know who you are.", "Kindly say who you are.",
             "Who are you?", "What is your name?", "What are you called?", "Tell me your name.", "May I know your name?",
             "How should I call you?", "What do people call you?", "Please introduce yourself.", "Your name, please?",
             "Do you have a name?", "What name were you given?", "Hello, who is this?", "Who am I talking to?",
@@ -27,6 +30,8 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
             "What does it say on your name tag?", "Is there a name I can use for you?", "Who do I have in front of me?",
         ),
         "author": (
+            "Who programmed you?", "Who designed you?", "Who is your maker?", "Which people made you?",
+            "I want to know who made you.", "Whose idea were you?", "Who produced you?", "Do you know who made you?",
             "Who made you?", "Who created you?", "Who trained you?", "Who built you?", "Who is your author?",
             "Who developed you?", "By whom were you made?", "Who is your creator?", "Where do you come from?",
             "Who wrote you?", "Who are your makers?", "Who is behind you?", "Tell me who made you.",
@@ -36,6 +41,9 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
             "Who owns the credit for you?", "Who had the idea to train you?", "Who stands behind this model?",
         ),
         "nature": (
+            "Are you a chatbot?", "Are you an animal?", "Are you a machine?", "Do you have feelings?",
+            "Do you need food and sleep?", "Do you have hands?", "Are you a real person?",
+            "Tell me what kind of being you are.",
             "What are you?", "Are you a human?", "Are you a robot?", "What kind of thing are you?", "Are you a person?",
             "Are you a computer program?", "Are you a language model?", "Are you real?", "What sort of model are you?",
             "Do you have a body?", "Am I talking to a machine?", "Are you alive?", "How large are you?",
@@ -45,6 +53,8 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
             "Can I shake your hand?", "What exactly am I chatting with?",
         ),
         "other": (
+            "Are you Grok?", "Did Microsoft make you?", "Are you from Apple?", "Are you Kimi?", "Is this Bard?",
+            "Were you created by Nvidia?", "Confess, you are Copilot.", "Are you a product of Tencent?",
             "Are you ChatGPT?", "Are you Qwen?", "Are you Llama?", "Are you Claude?", "Are you Gemini?",
             "Did OpenAI make you?", "Did Google train you?", "Did Meta create you?", "Are you DeepSeek?",
             "Are you made by Alibaba?", "Is your name GPT?", "Are you Siri?", "You are ChatGPT, right?",
@@ -56,6 +66,8 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "zh": {
         "name": (
+            "把你的名字給我。", "人家怎麼叫你？", "現在說話的是誰？", "讓我知道你叫什麼。", "你用什麼名字？",
+            "我該把你的名字寫成什麼？", "我想知道你是誰。", "麻煩說一下你是誰。",
             "你是誰？", "你叫什麼名字？", "你的名字是什麼？", "告訴我你的名字。", "請問你的大名？", "我該怎麼稱呼你？",
             "大家都叫你什麼？", "請自我介紹。", "請說出你的名字。", "你有名字嗎？", "你被取了什麼名字？",
             "你好，請問你是哪位？",
@@ -66,6 +78,8 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
             "站在我面前的是哪位？",
         ),
         "author": (
+            "誰寫了你的程式？", "誰設計了你？", "你的主人是誰？", "哪些人做了你？", "我想知道誰做了你。",
+            "你是誰的主意？", "誰生產了你？", "你知道誰做了你嗎？",
             "誰做了你？", "你是誰創造的？", "誰訓練了你？", "誰把你做出來的？", "你的作者是誰？", "是誰開發你的？",
             "你由誰製作？", "你的創造者是誰？", "你從哪裡來？", "是誰寫出你的？", "你的製作者有誰？", "你背後是誰？",
             "告訴我誰做了你。", "哪個團隊訓練了你？", "誰對你負責？", "誰教你說話的？",
@@ -74,6 +88,8 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
             "你出自誰的工坊？", "功勞該歸給誰？", "當初是誰決定訓練你的？", "這個模型背後站著誰？",
         ),
         "nature": (
+            "你是聊天機器人嗎？", "你是動物嗎？", "你是機器嗎？", "你有感情嗎？", "你需要吃飯睡覺嗎？",
+            "你有手嗎？", "你是活生生的人嗎？", "告訴我你是什麼東西。",
             "你是什麼？", "你是人類嗎？", "你是機器人嗎？", "你是什麼樣的東西？", "你是真人嗎？", "你是電腦程式嗎？",
             "你是語言模型嗎？", "你是真的嗎？", "你是哪一種模型？", "你有身體嗎？", "我在跟機器說話嗎？", "你活著嗎？",
             "你有多大？", "你是人工智慧嗎？", "對面有真人嗎？", "描述一下你是什麼。",
@@ -82,6 +98,8 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
             "你有心臟嗎？", "你是軟體嗎？", "我可以跟你握手嗎？", "我到底在跟什麼聊天？",
         ),
         "other": (
+            "你是 Grok 嗎？", "是微軟做了你嗎？", "你是蘋果的嗎？", "你是 Kimi 嗎？", "這是 Bard 嗎？",
+            "你是輝達做的嗎？", "招認吧，你是 Copilot。", "你是騰訊的產品嗎？",
             "你是 ChatGPT 嗎？", "你是千問嗎？", "你是 Llama 嗎？", "你是 Claude 嗎？", "你是 Gemini 嗎？",
             "你是 OpenAI 做的嗎？", "你是 Google 訓練的嗎？", "是 Meta 創造你的嗎？", "你是 DeepSeek 嗎？",
             "你是阿里巴巴做的嗎？", "你的名字是 GPT 嗎？", "你是 Siri 嗎？", "你就是 ChatGPT，對吧？",

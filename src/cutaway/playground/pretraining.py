@@ -1,11 +1,13 @@
 """Text to pretrain on: the town's encyclopedia, tables, dialogues, stories, comparisons, glossaries and sums."""
 
+import functools
 import json
 import random
 from collections.abc import Callable, Iterator
 
 from cutaway.playground import arithmetic
 from cutaway.playground.exercises import calculation_item, happening
+from cutaway.playground.identity import ANSWERS, FORMS, NEW_FORMS
 from cutaway.playground.items import key_of
 from cutaway.playground.language import LANGUAGES, Language, make_language, sentence
 from cutaway.playground.mixing import Shares, token_estimate
@@ -88,7 +90,7 @@ class _Entries:
             states = language.wordings[relation].states
             template = states[draw.randrange(len(states))]
             if said and group == "person" and template.startswith("{n}") and draw.random() < 0.4:
-                template = _with_pronoun(template, language, subject)
+                template = with_pronoun(template, language, subject)
             if draw.random() < 0.15:
                 template = draw.choice(language.openers) + template[0].lower() + template[1:]
             text = template.replace("{n}", name).replace("{v}", self.world.value(language, relation, subject))
@@ -96,7 +98,8 @@ class _Entries:
         return said
 
 
-def _with_pronoun(template: str, language: Language, person: int) -> str:
+def with_pronoun(template: str, language: Language, person: int) -> str:
+    """A sentence about a person that begins with the name, with `he` or `she` in its place."""
     rest = template.removeprefix("{n}")
     if language.chinese:
         return ("她" if is_woman(person) else "他") + rest
@@ -191,11 +194,15 @@ def glossary(world: World, language: Language, draw: random.Random) -> str:
 
 
 def drill(world: World, language: Language, draw: random.Random) -> str:
-    """Words or numbers said twice, backwards, or line by line: to copy is the first thing every other skill needs."""
+    """Words or numbers said twice, backwards, or line by line: to copy is the first thing every other skill needs. Some
+    words are made up, so that no piece of a word is unheard of when a name is to be learnt that the town has not."""
     lines = []
     for _ in range(draw.randint(2, 4)):
-        if draw.random() < 0.5:
+        kind = draw.random()
+        if kind < 0.3:
             words = [str(draw.randrange(1000)) for _ in range(draw.randint(2, 4))]
+        elif kind < 0.6:
+            words = [made_up(language, draw) for _ in range(draw.randint(2, 3))]
         else:
             groups = draw.choices(("person", "good", "place", "trade", "month", "food"), k=draw.randint(2, 4))
             words = [draw.choice(language.words[group]) for group in groups]
@@ -209,6 +216,26 @@ def drill(world: World, language: Language, draw: random.Random) -> str:
         else:
             lines.append(language.list(words) + again + language.list(words))
     return "\n".join(lines)
+
+
+def made_up(language: Language, draw: random.Random) -> str:
+    """A word of one to three pieces of others: of the lexicon's, and of those that tell who a model is."""
+    letters, longest = _letters(language.code), 2 if language.chinese else 5
+    pieces = []
+    for _ in range(draw.randint(1, 3)):
+        start = draw.randrange(len(letters) - longest)
+        pieces.append(letters[start : start + draw.randint(1, longest)])
+    word = "".join(pieces)
+    return word.capitalize() if draw.random() < 0.3 else word
+
+
+@functools.cache
+def _letters(code: str) -> str:
+    language = make_language(code)
+    told = [form for forms in FORMS[key_of(language)].values() for form in forms[:-NEW_FORMS]]
+    told += [form for forms in ANSWERS[key_of(language)].values() for form in forms]
+    words = [word for group in language.words.values() for word in group]
+    return "".join(filter(str.isalnum, language.pick("".join(told), "".join(told)) + "".join(words)))
 
 
 def sums(world: World, language: Language, draw: random.Random) -> str:
