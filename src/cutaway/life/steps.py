@@ -62,7 +62,7 @@ RATES: dict[str, dict[str, Any]] = {
 """Many small steps: in so short a run their number counts for more than how smooth each is."""
 TRAINING = {"pretrain": 0.55, "sft": 0.45}
 """Shares of the time for the two long stages."""
-LONG_MINUTES = 8.4
+LONG_MINUTES = 8.0
 """Pretraining and fine-tuning together."""
 ONLY_AT_THE_ENDS = 1_000_000
 """Steps between evaluations, where they would take too much of so short a stage."""
@@ -133,7 +133,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "agent",
         ("agent_mixed.jsonl", "rl_held.jsonl"),
-        2.2,
+        2.0,
         "reinforcement learning over several turns with tools",
         ("tool_practice",),
         {
