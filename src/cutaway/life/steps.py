@@ -128,7 +128,7 @@ PLAYGROUND: tuple[Step, ...] = (
             "minibatches": 2,
             "holdout_prompts": 0,
         },
-        share=0.6,
+        share=0.5,
     ),
     Step(
         "agent",
