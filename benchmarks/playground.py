@@ -1,6 +1,6 @@
-"""What `nano` learns of the playground in ten minutes: every skill, by language, in trained and never trained forms.
+"""What `nano` learns of the playground in under ten minutes: every skill, by language, in trained and never trained forms.
 
-python benchmarks/playground.py --out runs/bench/playground --seeds 0 1 2 [--minutes 9.6]
+python benchmarks/playground.py --out runs/bench/playground --seeds 0 1 2 [--minutes 8]
 
 For each seed: write the playground (MB/s of a core), train a
 vocabulary, pretrain and fine-tune within the minutes (both together, data and vocabulary aside), answer every
