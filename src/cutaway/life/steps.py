@@ -62,7 +62,7 @@ RATES: dict[str, dict[str, Any]] = {
 """Many small steps: in so short a run their number counts for more than how smooth each is."""
 TRAINING = {"pretrain": 0.55, "sft": 0.45}
 """Shares of the time for the two long stages."""
-LONG_MINUTES = 8.0
+LONG_MINUTES = 8.4
 """Pretraining and fine-tuning together."""
 ONLY_AT_THE_ENDS = 1_000_000
 """Steps between evaluations, where they would take too much of so short a stage."""
@@ -88,7 +88,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "lora",
         ("lora_mixed.jsonl", "lora_own.jsonl"),
-        1.6,
+        1.5,
         "a small adapter learns who it is, and is merged into the model",
         ("identity",),
         {**_KEEP, "rank": 8, "batch_tokens": 4096, "adam_lr": 1e-3, "holdout_tokens": 2048},
@@ -113,7 +113,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "grpo",
         ("rl.jsonl", "rl_held.jsonl"),
-        2.0,
+        1.8,
         "reinforcement learning: groups of answers, judged by a verifier",
         ("practice",),
         {
