@@ -1,11 +1,11 @@
-"""What `nano` learns of the playground in under ten minutes: every skill, by language, in trained and never trained forms.
+"""What `nano` learns of the playground in under ten minutes: every skill, in trained and never trained forms.
 
-python benchmarks/playground.py --out runs/bench/playground --seeds 0 1 2 [--minutes 8]
+python benchmarks/playground.py --out runs/bench/playground --seeds 0 1 2 [--minutes 8.4]
 
-For each seed: write the playground (MB/s of a core), train a
-vocabulary, pretrain and fine-tune within the minutes (both together, data and vocabulary aside), answer every
-evaluation set and some RL prompts greedily. Prints tables with 95 % Wilson intervals; writes scores.json and
-answers.jsonl beside the run. A seed whose run is complete is only scored again.
+For each seed: the first parts of a quickstart (data, with its MB/s of a core; vocabulary; pretraining and fine-tuning
+within the minutes), how often the text that was read states each fact, and greedy answers to every evaluation set and
+some RL prompts, by language. Prints tables with 95 % Wilson intervals; writes scores.json and answers.jsonl beside the
+run. A seed whose run is complete, a quickstart's too, is only scored again.
 """
 
 import argparse
