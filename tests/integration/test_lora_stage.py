@@ -40,8 +40,8 @@ def test_a_run_is_a_peft_directory_that_chats(adapter: Path, base: Path) -> None
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
     size = (adapter / "adapter_model.safetensors").stat().st_size
     assert size < 0.6 * (base / "model.safetensors").stat().st_size
-    losses = [row["loss"] for row in rows_of(adapter) if "loss" in row]
-    assert losses[-1] < losses[0]
+    bits = [row["heldout_bpb"] for row in rows_of(adapter) if "heldout_bpb" in row]
+    assert bits[-1] < bits[0]
     done = cutaway("chat", str(adapter), "--prompt", "hello", "--max-new-tokens", "4", "--seed", "1")
     assert done.returncode == 0, done.stderr
 
