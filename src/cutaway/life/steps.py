@@ -60,9 +60,9 @@ RATES: dict[str, dict[str, Any]] = {
     "sft": {"batch_tokens": 4096, "optimizer": "muon", "muon_lr": 0.01, "adam_lr": 0.002},
 }
 """Many small steps: in so short a run their number counts for more than how smooth each is."""
-TRAINING = {"pretrain": 0.55, "sft": 0.45}
+TRAINING = {"pretrain": 0.58, "sft": 0.42}
 """Shares of the time for the two long stages."""
-LONG_MINUTES = 8.4
+LONG_MINUTES = 9.3
 """Pretraining and fine-tuning together."""
 ONLY_AT_THE_ENDS = 1_000_000
 """Steps between evaluations, where they would take too much of so short a stage."""
@@ -96,7 +96,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "dpo",
         ("preference.jsonl", "preference_held.jsonl"),
-        1.0,
+        0.5,
         "preference: of two answers, the better one becomes likelier",
         ("arithmetic", "comparison", "two_hop", "counting", "sorting"),
         {
@@ -113,7 +113,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "grpo",
         ("rl.jsonl", "rl_held.jsonl"),
-        1.8,
+        1.7,
         "reinforcement learning: groups of answers, judged by a verifier",
         ("practice",),
         {
@@ -133,7 +133,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "agent",
         ("agent_mixed.jsonl", "rl_held.jsonl"),
-        2.0,
+        1.9,
         "reinforcement learning over several turns with tools",
         ("tool_practice",),
         {

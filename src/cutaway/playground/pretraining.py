@@ -19,15 +19,15 @@ from cutaway.playground.world_tools import exchange, make_toolbox
 from cutaway.tools.toolbox import Toolbox
 
 SHARES = {
-    "entry": 0.46,
+    "entry": 0.41,
     "table": 0.03,
     "dialogue": 0.12,
     "story": 0.02,
     "comparison": 0.08,
     "glossary": 0.02,
-    "sums": 0.12,
-    "notes": 0.05,
-    "drill": 0.10,
+    "sums": 0.13,
+    "notes": 0.06,
+    "drill": 0.13,
 }
 """Shares of the tokens. Facts stand in entries, tables and dialogues: a quickstart reads each a hundred times."""
 DAYS = 64
