@@ -59,7 +59,9 @@ def read_life(path: Path) -> Life:
 def scores_of(life: Life, step: Step, items: int) -> Scores:
     """Of the model that a step left."""
     exam = read_exam(life.data, tools_of(life.data), items)
-    return score(life.model_of(step), exam, True, life.out / f"exam-{items}" / step.stage)
+    kept = life.out / f"exam-{items}" / step.stage
+    kept.mkdir(parents=True, exist_ok=True)
+    return score(life.model_of(step), exam, True, kept)
 
 
 def print_stage(step: Step, before: Sequence[Scores], after: Sequence[Scores]) -> bool:
