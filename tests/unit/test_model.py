@@ -263,7 +263,8 @@ def test_a_cache_gives_what_the_whole_text_gives(pieces: list[int], qk_norm: boo
             positions = torch.arange(start, start + n).expand(2, n)
             found.append(model(ids[:, start : start + n], positions=positions, cache=naive))
             start += n
-        torch.testing.assert_close(torch.cat(found, dim=1), model(ids), atol=1e-5, rtol=1e-5)
+        # Logits of several units, summed in another order: a few roundings of fp32.
+        torch.testing.assert_close(torch.cat(found, dim=1), model(ids), atol=5e-5, rtol=1e-5)
 
 
 def test_a_caches_mask_decides_what_is_seen() -> None:
