@@ -4,8 +4,8 @@ test_recomputed_compiled.py        prints the distances that the test looks at, 
 """
 
 import json
+import math
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from cutaway.data.loader import Batch
+from cutaway.training.horizon import should_compile
 from cutaway.training.network import Network
 from model_helpers import pack, random_ids, random_model, tiny_config
 from training_helpers import ALONE
 
+COMPILES, WHY = should_compile("auto", torch.device("cpu"), math.inf)
+"""Whether a long run here compiles: where it does, this is tested."""
 ROUTED = {"qk_norm": True, "num_experts": 4, "moe_intermediate_size": 32, "router_aux_loss_coef": 0.5}
 CASES: dict[str, tuple[dict[str, Any], torch.dtype]] = {
     "dense": ({"qk_norm": True}, torch.float32),
@@ -52,7 +55,7 @@ def distances() -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="compiling needs a C++ compiler")
+@pytest.mark.skipif(not COMPILES, reason=WHY)
 def test_gradients_are_those_of_the_plain_network() -> None:
     helpers = str(Path(__file__).resolve().parents[1])
     env = os.environ | {"PYTHONPATH": os.pathsep.join([helpers, os.environ["PYTHONPATH"]])}

@@ -254,7 +254,7 @@ class NaiveCache:
 @settings(max_examples=15, deadline=None)
 @given(pieces=st.lists(st.integers(1, 6), min_size=1, max_size=5), qk_norm=st.booleans())
 def test_a_cache_gives_what_the_whole_text_gives(pieces: list[int], qk_norm: bool) -> None:
-    model = random_model(tiny_config(qk_norm=qk_norm))
+    model = random_model(tiny_config(qk_norm=qk_norm)).double()  # in fp32 the rounding of some drawn cases is 2e-5
     ids = random_ids(model.config, 2, sum(pieces))
     naive, found, start = NaiveCache(), [], 0
     with torch.no_grad():
@@ -263,8 +263,7 @@ def test_a_cache_gives_what_the_whole_text_gives(pieces: list[int], qk_norm: boo
             positions = torch.arange(start, start + n).expand(2, n)
             found.append(model(ids[:, start : start + n], positions=positions, cache=naive))
             start += n
-        # Logits of several units, summed in another order: a few roundings of fp32.
-        torch.testing.assert_close(torch.cat(found, dim=1), model(ids), atol=5e-5, rtol=1e-5)
+        torch.testing.assert_close(torch.cat(found, dim=1), model(ids), atol=1e-5, rtol=1e-5)
 
 
 def test_a_caches_mask_decides_what_is_seen() -> None:

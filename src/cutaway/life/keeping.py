@@ -69,7 +69,7 @@ def held_pairs(settings: PlaygroundSettings) -> Iterator[Record]:
             yield {"chosen": record["conversations"], "rejected": rejected, "kind": "own name", "language": code}
 
 
-def write_own_answers(model: Path, data: Path, minutes: float | None) -> Path:
+def write_own_answers(model: Path, data: Path, minutes: float | None) -> None:
     """`lora_own.jsonl`: what a model answers, rightly or not, to prompts that reinforcement learning will practise.
 
     An adapter that is trained on them too leaves them as they are, and does not take every unusual question for one
@@ -87,7 +87,6 @@ def write_own_answers(model: Path, data: Path, minutes: float | None) -> Path:
         answered = answer_records(engine, prompts, max_new_tokens=_ANSWER_TOKENS)
         write_records(out, ({"conversations": [*one.record["conversations"], *one.said]} for one in answered))
         log.info("  %d answers of its own, which the adapter is to leave as they are", len(answered))
-    return out
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
