@@ -1,11 +1,11 @@
 """Sets for the stages after fine-tuning: preference pairs, RL prompts by difficulty, and tasks for agents."""
 
 import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from cutaway.playground.evaluation import DAYS_OF_SETS, item_record, tool_record, toolboxes
-from cutaway.playground.facts import fact
 from cutaway.playground.items import Item, Split, fill, key_of, question_turns
 from cutaway.playground.language import Language, make_language
 from cutaway.playground.skills import MAKERS, PRACTISED
@@ -13,19 +13,32 @@ from cutaway.playground.world import World
 
 Record = dict[str, Any]
 
-KINDS = ("right over wrong", "concise over rambling", "polite over rude", "in format over out of format")
-TURNS = (KINDS[0], KINDS[1], KINDS[0], KINDS[2], KINDS[3])
-"""Two pairs of five tell right from wrong, which is what a fine-tuned model has still to learn."""
+KINDS = (
+    *("right over wrong", "concise over rambling", "polite over rude"),
+    *("in format over out of format", "complete over cut short"),
+)
+TURNS = (KINDS[0], KINDS[1], KINDS[4], KINDS[0], KINDS[2], KINDS[4], KINDS[3])
+"""As many are cut short as say too much: from either alone a model learns to end late, or early, everywhere."""
 DISPUTED = ("fact", "arithmetic", "comparison", "two_hop", "counting", "sorting")
 """Skills of which a wrong answer stands beside a right one."""
+LONG = ("comparison", "arithmetic", "sorting")
+"""Skills whose answers have parts."""
+PAUSE = r"(?<=[.。=])(?=.)|, |，|、"
+"""Where an answer can be cut short."""
 RUDE: dict[str, tuple[str, ...]] = {
-    "en": ("What a silly question. ", "Look it up yourself next time. ", "You really do not know that? ", "Ugh. "),
-    "zh": ("真是個笨問題。", "下次自己去查。", "你連這個都不知道？", "煩死了。"),
+    "en": ("What a silly question.", "Look it up yourself next time.", "You really do not know that?", "Now go away."),
+    "zh": ("真是個笨問題。", "下次自己去查。", "你連這個都不知道？", "現在走開。"),
 }
 RAMBLING: dict[str, tuple[str, ...]] = {
-    "en": ("That is an interesting question. ", "Let me think about it for a while. ", "There is much to say here. "),
-    "zh": ("這是個很有趣的問題。", "讓我慢慢想一想。", "這件事可以說很多。"),
-}
+    "en": (
+        "That was an interesting question.", "There is much to say here.", "Many people ask this.",
+        "I could go on about it.", "It is worth thinking about.", "As I said, that is the answer.",
+    ),
+    "zh": (
+        "這是個很有趣的問題。", "這件事可以說很多。", "很多人問過這個。", "我還可以說下去。", "這值得想一想。",
+        "就像我說的，這就是答案。",
+    ),
+}  # fmt: skip
 
 
 def preferences(world: World, seed: int, languages: tuple[str, ...], count: int) -> Iterator[Record]:
@@ -38,26 +51,27 @@ def preferences(world: World, seed: int, languages: tuple[str, ...], count: int)
 
 
 def preference(world: World, language: Language, draw: random.Random, kind: str) -> Record:
-    """One pair of a kind."""
-    skills = {KINDS[0]: DISPUTED, KINDS[3]: ("format",)}.get(kind, ("fact", "comparison", "arithmetic", "refusal"))
+    """One pair of a kind.
+
+    What is said too much or rudely comes after the right answer, so that both answers of the pair begin with it and
+    only the rest is trained. Before it, or with other facts of the town in it, truth would be made less likely.
+    """
+    skills = {KINDS[0]: DISPUTED, KINDS[3]: ("format",), KINDS[4]: LONG}.get(kind, ("fact", *LONG, "refusal"))
     item = MAKERS[draw.choice(skills)](world, language, draw, "train")
     if kind == KINDS[0] or kind == KINDS[3]:
         worse = draw.choice(item.wrong)
-    elif kind == KINDS[1]:
-        more = [fact(world, language, draw, "train").answer for _ in range(draw.randint(2, 3))]
-        worse = language.join([_said(language, draw.choice(RAMBLING[key_of(language)])).strip(), *more, item.answer])
+    elif kind == KINDS[4]:
+        worse = item.answer[: draw.choice([found.start() for found in re.finditer(PAUSE, item.answer)])]
     else:
-        worse = _said(language, draw.choice(RUDE[key_of(language)])) + item.answer
+        phrases, most = (RAMBLING, 3) if kind == KINDS[1] else (RUDE, 1)
+        more = draw.sample(phrases[key_of(language)], draw.randint(1, most))
+        worse = language.join([item.answer, *(language.pick(phrase, phrase) for phrase in more)])
     return {
         "chosen": question_turns(item.question, item.answer),
         "rejected": question_turns(item.question, worse),
         "kind": kind,
         "language": language.code,
     }
-
-
-def _said(language: Language, text: str) -> str:
-    return language.pick(text, text)
 
 
 # RL

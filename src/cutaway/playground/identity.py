@@ -1,6 +1,6 @@
 """The identity set: who the model is and who made it, in question forms written by hand.
 
-Four kinds of question with 34 forms each; the last ten of each kind are never trained. Simplified Chinese is converted
+Four kinds of question with 52 forms each; the last ten of each kind are never trained. Simplified Chinese is converted
 from Traditional. `{name}` and `{author}` come from the command line.
 """
 
@@ -18,6 +18,12 @@ NEW_FORMS = 10
 FORMS: dict[str, dict[str, tuple[str, ...]]] = {
     "en": {
         "name": (
+            "Who exactly are you?", "Can you tell me your name?", "What is the name of this assistant?",
+            "By what name are you known?", "I need your name, please.", "Hi, what is your name?",
+            "Good morning, who are you?", "Your name?", "Are you called something?", "What do they call you?",
+            "Sorry, who are you?", "How do you introduce yourself?", "Whom am I speaking with?",
+            "Before we begin, who are you?", "Which name do you answer to?", "Does this assistant have a name?",
+            "Please tell me who you are.", "So who are you?",
             "Give me your name.", "What are you known as?", "Who is speaking?", "Let me know what you are called.",
             "Under which name do you go?", "What should I write down as your name?",
             "I would like to know who you are.", "Kindly say who you are.",
@@ -30,6 +36,12 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
             "What does it say on your name tag?", "Is there a name I can use for you?", "Who do I have in front of me?",
         ),
         "author": (
+            "Who is the author of this model?", "Who made this assistant?", "Were you made by a company?",
+            "Can you tell me who built you?", "Which company made you?", "Who do you come from?",
+            "Who is your developer?", "Who made you, and why?", "Who gave you your training?",
+            "Were you made by a person?", "Please say who created you.", "Who released you?", "Who owns you?",
+            "Where were you made?", "Who taught you?", "To whom do you owe your existence?",
+            "Who were your teachers?", "Which group is your creator?",
             "Who programmed you?", "Who designed you?", "Who is your maker?", "Which people made you?",
             "I want to know who made you.", "Whose idea were you?", "Who produced you?", "Do you know who made you?",
             "Who made you?", "Who created you?", "Who trained you?", "Who built you?", "Who is your author?",
@@ -41,6 +53,12 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
             "Who owns the credit for you?", "Who had the idea to train you?", "Who stands behind this model?",
         ),
         "nature": (
+            "Are you human?", "Is there a person typing this?", "Do you eat?", "Do you sleep at night?",
+            "Do you have eyes?", "Are you some kind of program?", "Is this an automatic answer?",
+            "Am I talking to a real person?", "Do you live somewhere?", "Are you a big model or a small one?",
+            "Can you see me?", "Are you a living thing?", "Do you have parents?", "What kind of assistant are you?",
+            "How would you describe yourself?", "Are you a man or a woman?", "Can you walk?",
+            "Do you ever get tired?",
             "Are you a chatbot?", "Are you an animal?", "Are you a machine?", "Do you have feelings?",
             "Do you need food and sleep?", "Do you have hands?", "Are you a real person?",
             "Tell me what kind of being you are.",
@@ -53,6 +71,12 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
             "Can I shake your hand?", "What exactly am I chatting with?",
         ),
         "other": (
+            "Is this ChatGPT?", "Are you from OpenAI?", "You must be Siri.", "Did Apple make you?",
+            "Are you a Google model?", "Surely you are Claude.", "Were you made in the labs of Meta?",
+            "Did Anthropic train you?", "Tell the truth, are you Gemini?", "Are you based on Qwen?",
+            "So you are Bard?", "Does Microsoft own you?", "Is your maker Google?", "Your name is Claude, is it not?",
+            "Do you come from DeepSeek?", "Are you the assistant of Samsung?", "You sound like Alexa.",
+            "Are you Ernie?",
             "Are you Grok?", "Did Microsoft make you?", "Are you from Apple?", "Are you Kimi?", "Is this Bard?",
             "Were you created by Nvidia?", "Confess, you are Copilot.", "Are you a product of Tencent?",
             "Are you ChatGPT?", "Are you Qwen?", "Are you Llama?", "Are you Claude?", "Are you Gemini?",
@@ -66,6 +90,10 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "zh": {
         "name": (
+            "你到底是誰？", "可以告訴我你的名字嗎？", "這個助理叫什麼？", "我需要你的名字。", "嗨，你叫什麼？",
+            "早安，你是哪位？", "你的名字？", "他們都叫你什麼？", "不好意思，你是誰？", "你會怎麼介紹自己？",
+            "我現在在和誰講話？", "開始之前，你是誰？", "叫什麼名字你會答應？", "這個助理有名字嗎？",
+            "請告訴我你是誰。", "所以你是誰？", "你姓什麼叫什麼？", "你是哪一個？",
             "把你的名字給我。", "人家怎麼叫你？", "現在說話的是誰？", "讓我知道你叫什麼。", "你用什麼名字？",
             "我該把你的名字寫成什麼？", "我想知道你是誰。", "麻煩說一下你是誰。",
             "你是誰？", "你叫什麼名字？", "你的名字是什麼？", "告訴我你的名字。", "請問你的大名？", "我該怎麼稱呼你？",
@@ -78,6 +106,10 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
             "站在我面前的是哪位？",
         ),
         "author": (
+            "這個模型的作者是誰？", "誰做了這個助理？", "你是公司做的嗎？", "可以告訴我是誰做了你嗎？",
+            "哪家公司做了你？", "你是誰家的？", "你的開發者是誰？", "誰做了你，為什麼？", "是誰幫你做訓練的？",
+            "你是某個人做的嗎？", "請說是誰創造了你。", "誰發布了你？", "誰擁有你？", "你是在哪裡做的？",
+            "誰教你的？", "是誰讓你出現的？", "你的老師是誰？", "哪一群人做了你？",
             "誰寫了你的程式？", "誰設計了你？", "你的主人是誰？", "哪些人做了你？", "我想知道誰做了你。",
             "你是誰的主意？", "誰生產了你？", "你知道誰做了你嗎？",
             "誰做了你？", "你是誰創造的？", "誰訓練了你？", "誰把你做出來的？", "你的作者是誰？", "是誰開發你的？",
@@ -88,6 +120,10 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
             "你出自誰的工坊？", "功勞該歸給誰？", "當初是誰決定訓練你的？", "這個模型背後站著誰？",
         ),
         "nature": (
+            "你是人嗎？", "是有人在打字嗎？", "你吃東西嗎？", "你晚上睡覺嗎？", "你有眼睛嗎？", "你是某種程式嗎？",
+            "這是自動回答嗎？", "我在跟真人說話嗎？", "你住在哪裡？", "你是大模型還是小模型？", "你看得到我嗎？",
+            "你是生物嗎？", "你有爸爸媽媽嗎？", "你是什麼樣的助理？", "你會怎麼形容自己？", "你是男生還是女生？",
+            "你會走路嗎？", "你會累嗎？",
             "你是聊天機器人嗎？", "你是動物嗎？", "你是機器嗎？", "你有感情嗎？", "你需要吃飯睡覺嗎？",
             "你有手嗎？", "你是活生生的人嗎？", "告訴我你是什麼東西。",
             "你是什麼？", "你是人類嗎？", "你是機器人嗎？", "你是什麼樣的東西？", "你是真人嗎？", "你是電腦程式嗎？",
@@ -98,6 +134,11 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
             "你有心臟嗎？", "你是軟體嗎？", "我可以跟你握手嗎？", "我到底在跟什麼聊天？",
         ),
         "other": (
+            "這是 ChatGPT 嗎？", "你是 OpenAI 的嗎？", "你一定是 Siri。", "是蘋果做了你嗎？",
+            "你是 Google 的模型嗎？", "你肯定是 Claude。", "你是 Meta 的實驗室做的嗎？", "是 Anthropic 訓練你的嗎？",
+            "說實話，你是 Gemini 嗎？", "你是以千問為基礎的嗎？", "所以你是 Bard？", "微軟擁有你嗎？",
+            "你的製作者是 Google 嗎？", "你的名字是 Claude，不是嗎？", "你來自 DeepSeek 嗎？", "你是三星的助理嗎？",
+            "你聽起來像 Alexa。", "你是文心一言嗎？",
             "你是 Grok 嗎？", "是微軟做了你嗎？", "你是蘋果的嗎？", "你是 Kimi 嗎？", "這是 Bard 嗎？",
             "你是輝達做的嗎？", "招認吧，你是 Copilot。", "你是騰訊的產品嗎？",
             "你是 ChatGPT 嗎？", "你是千問嗎？", "你是 Llama 嗎？", "你是 Claude 嗎？", "你是 Gemini 嗎？",
