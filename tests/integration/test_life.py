@@ -21,7 +21,8 @@ from cutaway.cli import main as cli
 from cutaway.errors import UserError
 from cutaway.evals.report import Run
 from cutaway.evals.results import Result, save_result
-from cutaway.life import keeping, stage, steps
+from cutaway.generation.sampling import Sampling
+from cutaway.life import keeping, own, stage, steps
 from cutaway.life.journal import open_journal
 from cutaway.life.keeping import write_records
 from cutaway.life.parts import Part, go
@@ -34,6 +35,7 @@ from cutaway.playground.write import PlaygroundSettings
 from cutaway.recipe.files import load_recipe, save_recipe
 from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.rl.algorithms import ALGORITHMS
+from cutaway.tokenization.messages import Message
 from cutaway.training.progress import WHOLE, Place, TrainingProgress
 from cutaway.verifiers.record import judge
 
@@ -193,6 +195,58 @@ def test_what_reinforcement_learning_must_hold_can_be_judged() -> None:
         answer = [{"role": "assistant", "content": said[record["skill"]]}]
         assert judge(record, answer).ok or record["language"] != "en", record
         assert not judge(record, [{"role": "assistant", "content": "Anna"}]).ok
+
+
+def test_own_answers_that_did_not_end_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def talk(text: str, **more: str) -> dict[str, object]:
+        return {"conversations": [{"role": "user", "content": text}, {"role": "assistant", "content": "yes", **more}]}
+
+    with_tools = {"conversations": [{"role": "user", "content": "tool?"}, {"role": "tool", "content": "4"}]}
+    write_records(
+        tmp_path / "rl.jsonl", ({"conversations": [{"role": "user", "content": f"rl {i}"}]} for i in range(9))
+    )
+    write_records(tmp_path / "sft.jsonl", [talk("sft 0"), with_tools, *(talk(f"sft {i}") for i in range(1, 9))])
+    asked: list[list[Message]] = []
+
+    def answers(model: Path, prompts: list[list[Message]], sampling: Sampling) -> list[Message | None]:
+        asked.extend(prompts)
+        return [None if "1" in turns[-1]["content"] else {"role": "assistant", "content": "no"} for turns in prompts]
+
+    monkeypatch.setattr(own, "_answers", answers)
+    own.write_own_answers(tmp_path, tmp_path, 6)
+    assert [turns[-1]["content"] for turns in asked] == ["rl 0", "rl 1", "sft 0", "sft 1", "sft 2", "sft 3"]
+    found = list(keeping.records_in(tmp_path / "lora_own.jsonl"))
+    assert [[turn["content"] for turn in one["conversations"]] for one in found] == [
+        [question, "no"] for question in ("rl 0", "sft 0", "sft 2", "sft 3")
+    ]
+    assert [one["conversations"][1]["content"] for one in keeping.tool_talks(tmp_path, 5)] == ["4"]
+
+
+def test_own_pairs_are_a_right_and_a_wrong_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted: where one of four samples is right there is a pair, where all or none are there is none."""
+    known = {record["conversations"][-1]["content"]: record for record in own._unsure(0, 42)}
+
+    def answers(model: Path, prompts: list[list[Message]], sampling: Sampling, seed: int) -> list[Message | None]:
+        said: list[Message | None] = []
+        for number, turns in enumerate(prompts):
+            record = known[turns[-1]["content"]]
+            expected = record["verifier"]["args"]["expected"]
+            right = str(expected[0] if isinstance(expected, list) else expected)
+            kind, sample = number // own.SAMPLES % 3, number % own.SAMPLES
+            said.append(
+                {"role": "assistant", "content": right if kind == 0 or (kind, sample) == (1, 2) else "it is so"}
+            )
+        return said
+
+    monkeypatch.setattr(own, "_answers", answers)
+    own.write_own_pairs(tmp_path, tmp_path, 0, 42)
+    pairs = list(keeping.records_in(tmp_path / "preference_own.jsonl"))
+    assert len(pairs) == 14
+    for pair in pairs:
+        record = known[pair["chosen"][-2]["content"]]
+        assert judge(record, pair["chosen"][-1:]).ok and not judge(record, pair["rejected"][-1:]).ok
+        assert pair["chosen"][:-1] == pair["rejected"][:-1]
+    assert {pair["skill"] for pair in pairs} == set(own.UNSURE)
 
 
 def test_pairs_about_itself_choose_its_own_name() -> None:

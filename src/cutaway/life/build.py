@@ -27,7 +27,7 @@ from cutaway.life import report
 from cutaway.life.journal import Journal
 from cutaway.life.parts import Part
 from cutaway.life.stage import Life, by_hand, train
-from cutaway.life.steps import PASSES, REPLAY, Stage, Step
+from cutaway.life.steps import PASSES, Stage, Step
 from cutaway.model.weights import write_text
 from cutaway.recipe.recipe import Recipe
 from cutaway.tokenization.train import train_tokenizer
@@ -41,6 +41,9 @@ PUBLISHED: dict[Stage, str] = {
     "grpo": "agent_rl_math",
 }
 """Where nothing else is named: MiniMind's sets."""
+REPLAY = 1.5
+"""Records of fine-tuning beside each of the adapter's own, never the same twice: else it takes every unusual question
+for one about itself."""
 TASKS = ("identity", "refusal", "format")
 SAYS: dict[Stage, str] = {
     "pretrain": "next-token prediction on plain text",

@@ -1,17 +1,14 @@
-"""What a stage must not unlearn: records of earlier lessons and the model's own answers, beside those of its lesson."""
+"""What a stage must not unlearn: records of earlier lessons beside those of its own."""
 
 import itertools
 import json
-import logging
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cutaway.evals.verified import answer_records
-from cutaway.generation.engine import Engine
-from cutaway.life.steps import HELD, LIFE_MINUTES
-from cutaway.model.weights import load_model, write_text
+from cutaway.life.steps import HELD
+from cutaway.model.weights import write_text
 from cutaway.playground.alignment import agent_tasks
 from cutaway.playground.evaluation import item_record
 from cutaway.playground.identity import identity_prompts, identity_records
@@ -19,14 +16,8 @@ from cutaway.playground.language import make_language
 from cutaway.playground.skills import MAKERS
 from cutaway.playground.world import World
 from cutaway.playground.write import PlaygroundSettings
-from cutaway.tokenization.tokenizer import Tokenizer
-from cutaway.training.precision import pick_device
 
-log = logging.getLogger("cutaway")
 Record = dict[str, Any]
-OWN_ANSWERS = 1500
-"""Prompts that the model answers itself before its adapter is trained, in a life of `LIFE_MINUTES`."""
-_ANSWER_TOKENS, _LONGEST, _SLOTS = 64, 512, 64
 OTHERS = (("ChatGPT", "OpenAI"), ("Qwen", "Alibaba"), ("Gemini", "Google"), ("Llama", "Meta"), ("Claude", "Anthropic"))
 """Names that are not its own, and who made those."""
 
@@ -49,8 +40,7 @@ def held_prompts(world: World, settings: PlaygroundSettings) -> Iterator[Record]
 def mixed_tasks(data: Path, world: World, settings: PlaygroundSettings) -> Iterator[Record]:
     """The tasks of two and three calls, which are there to be learnt, and beside every third of them one in a form that
     the model can solve already: dynamic sampling leaves that alone until it begins to fail."""
-    with (data / "agent.jsonl").open(encoding="utf-8") as lines:
-        new = [record for record in map(json.loads, lines) if record["level"] > 1]
+    new = [record for record in records_in(data / "agent.jsonl") if record["level"] > 1]
     yield from new
     known = agent_tasks(world, settings.seed, settings.languages, len(new) // 3, "train")
     yield from ({**record, "level": f"known {record['level']}"} for record in known)
@@ -69,24 +59,21 @@ def held_pairs(settings: PlaygroundSettings) -> Iterator[Record]:
             yield {"chosen": record["conversations"], "rejected": rejected, "kind": "own name", "language": code}
 
 
-def write_own_answers(model: Path, data: Path, minutes: float | None) -> None:
-    """`lora_own.jsonl`: what a model answers, rightly or not, to prompts that reinforcement learning will practise.
+def tool_talks(data: Path, count: int) -> Iterator[Record]:
+    """The first conversations of fine-tuning in which tools are called."""
+    talks = (one for one in records_in(data / "sft.jsonl") if uses_tools(one))
+    return itertools.islice(talks, count)
 
-    An adapter that is trained on them too leaves them as they are, and does not take every unusual question for one
-    about itself. (Self-synthesized rehearsal, arXiv 2403.01244, whose prompts the model writes too.) Greedy, so that
-    an interruption changes nothing.
-    """
-    out = data / "lora_own.jsonl"
-    count = round(OWN_ANSWERS * (minutes or LIFE_MINUTES) / LIFE_MINUTES)
-    if not out.is_file():
-        with (data / "rl.jsonl").open(encoding="utf-8") as lines:
-            prompts = [json.loads(line) for line in itertools.islice(lines, count)]
-        trained, tokenizer = load_model(model, pick_device()).eval(), Tokenizer.load(model)
-        longest = min(_LONGEST, trained.config.max_position_embeddings)
-        engine = Engine(trained, tokenizer, slots=_SLOTS, max_length=longest, frozen=True)
-        answered = answer_records(engine, prompts, max_new_tokens=_ANSWER_TOKENS)
-        write_records(out, ({"conversations": [*one.record["conversations"], *one.said]} for one in answered))
-        log.info("  %d answers of its own, which the adapter is to leave as they are", len(answered))
+
+def uses_tools(record: Record) -> bool:
+    """Whether tools are called in a conversation."""
+    return any(turn["role"] == "tool" for turn in record["conversations"])
+
+
+def records_in(path: Path) -> Iterator[Record]:
+    """The lines of a file of ours, one by one."""
+    with path.open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

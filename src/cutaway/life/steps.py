@@ -17,9 +17,12 @@ DATA_MINUTES, TOKENIZER_MINUTES, SCORE_MINUTES, REPORT_MINUTES = 0.3, 0.2, 0.5, 
 MEGABYTES = 24.0
 """Pretraining text and conversations: over twice what two processor cores read in the minutes below."""
 VOCAB_SIZE = 2000
-PASSES, REPLAY = 8, 1.5
-"""Passes over the adapter's own records, and records of fine-tuning beside each of them, never the same twice: else it
-takes every question in an unusual form for one about itself."""
+PASSES = 5
+"""Passes over the adapter's own records."""
+TOOL_TALKS = 1000
+"""Conversations of fine-tuning in which tools are called, beside them: the model's own answers have none."""
+STYLE_PAIRS = 600
+"""Pairs of style (concise, polite, in the format asked for) beside those of its own answers."""
 HELD = 400
 """Prompts about who it is, and to refuse, among those of reinforcement learning, so that it holds what it learnt."""
 
@@ -95,20 +98,20 @@ PLAYGROUND: tuple[Step, ...] = (
     ),
     Step(
         "dpo",
-        ("preference.jsonl", "preference_held.jsonl"),
+        ("preference_own.jsonl", "preference_held.jsonl"),
         0.5,
         "preference: of two answers, the better one becomes likelier",
         ("arithmetic", "comparison", "two_hop", "counting", "sorting"),
         {
             **_KEEP,
-            "adam_lr": 6e-5,
-            "batch_tokens": 2048,
+            "adam_lr": 3e-5,
+            "batch_tokens": 4096,
             "row_length": 512,
-            "nll_weight": 1.0,
+            "nll_weight": 0.5,
             "holdout_tokens": 16384,
             "eval_every": ONLY_AT_THE_ENDS,
         },
-        share=0.5,
+        share=0.6,
     ),
     Step(
         "grpo",

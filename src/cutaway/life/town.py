@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cutaway.life.keeping import held_pairs, held_prompts, mixed_tasks, write_records
-from cutaway.life.steps import LIFE_MINUTES, MEGABYTES, PASSES, REPLAY, VOCAB_SIZE
+from cutaway.life.keeping import held_pairs, held_prompts, mixed_tasks, records_in, tool_talks, write_records
+from cutaway.life.steps import LIFE_MINUTES, MEGABYTES, PASSES, STYLE_PAIRS, TOOL_TALKS, VOCAB_SIZE
+from cutaway.playground.alignment import KINDS
 from cutaway.playground.evaluation import toolboxes_beside
 from cutaway.playground.world import make_world
 from cutaway.playground.write import PlaygroundSettings, write_playground
@@ -31,11 +32,11 @@ def write_data(data: Path, seed: int, size_mb: float) -> dict[str, Any]:
     and, of what later stages must not unlearn, `preference_held.jsonl` and `rl_held.jsonl`. Gives back the manifest."""
     settings = PlaygroundSettings(seed=seed, size_mb=size_mb)
     manifest = write_playground(data, settings)
-    own = (data / "lora_identity.jsonl").read_text(encoding="utf-8").splitlines(keepends=True) * PASSES
-    with (data / "sft.jsonl").open(encoding="utf-8") as lines:
-        beside = list(itertools.islice(lines, int(REPLAY * len(own))))
-    (data / "lora_mixed.jsonl").write_text("".join(own + beside), encoding="utf-8")
-    write_records(data / "preference_held.jsonl", held_pairs(settings))
+    own = list(records_in(data / "lora_identity.jsonl"))
+    beside = tool_talks(data, round(TOOL_TALKS * size_mb / MEGABYTES))
+    write_records(data / "lora_mixed.jsonl", [*own * PASSES, *beside])
+    style = (pair for pair in records_in(data / "preference.jsonl") if pair["kind"] != KINDS[0])
+    write_records(data / "preference_held.jsonl", [*itertools.islice(style, STYLE_PAIRS), *held_pairs(settings)])
     world = make_world(seed)
     write_records(data / "rl_held.jsonl", held_prompts(world, settings))
     write_records(data / "agent_mixed.jsonl", mixed_tasks(data, world, settings))
