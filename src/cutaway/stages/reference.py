@@ -83,6 +83,8 @@ def cached_logprobs(network: Network, pairs: list[Pair], seq: int) -> Float[Tens
                 return read_safetensors_file(path)[0]["logprobs"].clone()
             except (UserError, SafetensorError, KeyError):
                 log.warning("%s: damaged, computed again", path)
+        tokens = sum(pair.size for pair in pairs)
+        log.info("reference model: reading %s pairs, %s tokens, once", f"{len(pairs):,}", f"{tokens:,}")
         table = _compute(network, pairs, seq)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
