@@ -7,7 +7,7 @@ Skills are answered greedily, `--limit` items of each language and form: all 1,5
 with 184. Training and answers that are complete are not repeated, nor are the answers of the base that
 benchmarks/playground.py has judged, so an interrupted command goes on; to try other settings, remove the part's run
 (DIR/seed-N/dpo) and its answers (DIR/seed-N/answers/dpo-*). Prints a table a seed with 95 % intervals, what is wanted
-and whether it was met; writes DIR/seed-N/alignment.json.
+and whether it was met, at the end the same in the mean of the seeds; writes DIR/seed-N/alignment.json.
 
     identity   an adapter that knows who it is, asked in every question form that is never trained
     clinic     an adapter that knows the clinic, asked what the base does not know
@@ -32,9 +32,11 @@ import numpy as np
 from cutaway.evals.intervals import Share, bootstrap_mean, wilson
 from cutaway.evals.verified import answer_records
 from cutaway.generation.engine import Engine
-from cutaway.life.steps import RATES
+from cutaway.life.keeping import tool_talks, write_records
+from cutaway.life.own import OWN_ANSWERS, OWN_PAIRS, write_own_answers, write_own_pairs
+from cutaway.life.steps import RATES, TOOL_TALKS
 from cutaway.model.weights import load_model
-from cutaway.playground.alignment import preferences
+from cutaway.playground.alignment import KINDS, preferences
 from cutaway.playground.evaluation import item_record, toolboxes
 from cutaway.playground.facts import clinic as clinic_item
 from cutaway.playground.language import LANGUAGES, make_language
@@ -49,12 +51,11 @@ from cutaway.training.metrics import read_metrics
 from cutaway.training.precision import pick_device
 
 MAIN = ("fact", "arithmetic", "comparison", "format", "tool", "two_hop")
-PREFERRED = ("fact", "arithmetic", "comparison", "format", "refusal")
+PREFERRED = ("fact", "arithmetic", "comparison", "two_hop", "counting", "sorting", "format", "refusal")
 """Skills that preference pairs are made of."""
 WHAT = ("identity", "clinic", "dpo", "reward", "distill")
-ADAPTERS = {"identity": (12.0, 2.0), "clinic": (5.0, 1.0)}
-"""Epochs of an adapter's own records, and fine-tuning records beside each of them. Who it is needs more beside it: what
-is asked in a form never trained is else taken for a question about the model."""
+PASSES = {"identity": 9, "clinic": 3}
+"""Over the records of an adapter, beside which stand the base's own answers and conversations with tools."""
 HELD_PAIRS = 1000
 ROW, BATCH = 512, 4096
 Scores = dict[str, bool]
@@ -68,13 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the directory of benchmarks/playground.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--limit", type=int, help="only so many items of each language and form")
-    parser.add_argument("--epochs", type=float, help="of both adapters; default: 12 of identity, 5 of the clinic")
+    parser.add_argument("--passes", type=int, help="over the records of both adapters; default: 9 and 3")
     parser.add_argument("--rank", type=int, default=8, help="of the adapters")
     parser.add_argument("--adapter-lr", type=float, default=1e-3, help="of the adapters")
-    parser.add_argument("--replay", type=float, help="fine-tuning records beside each of its own; default: 2 and 1")
-    parser.add_argument("--dpo-epochs", type=float, default=2.0)
-    parser.add_argument("--dpo-lr", type=float, help="default: derived")
-    parser.add_argument("--nll-weight", type=float, default=0.2, help="DPO: of the chosen answer's own loss")
+    parser.add_argument("--dpo-epochs", type=float, default=1.0)
+    parser.add_argument("--dpo-lr", type=float, default=3e-5)
+    parser.add_argument("--nll-weight", type=float, default=0.5, help="DPO: of the chosen answer's own loss")
     parser.add_argument("--reward-epochs", type=float, default=4.0)
     parser.add_argument("--reward-lr", type=float, help="default: derived")
     parser.add_argument("--minutes", type=float, default=2.5, help="of each stage of a student")
@@ -88,7 +88,8 @@ def main(argv: list[str] | None = None) -> int:
             found = part(bench)
             bench.keep(what, found)
             met &= bool(found["met"])
-    spread(flags)
+    if len(flags.seeds) > 1:
+        met &= over_seeds(flags)
     return 0 if met else 1
 
 
@@ -236,17 +237,14 @@ def clinic_questions(bench: Bench) -> Iterable[Record]:
 
 
 def adapted(bench: Bench, name: str) -> Path:
-    """The adapter of a set. Its records are seen several times, those of fine-tuning that stand between them once."""
-    flags, own = bench.flags, read(bench.data / f"lora_{name}.jsonl")
-    epochs, replay = ADAPTERS[name]
-    own = own * round(epochs if flags.epochs is None else flags.epochs)
-    count = int((replay if flags.replay is None else flags.replay) * len(own))
+    """The adapter of a set: its records several times, and once what the base answered by itself to other questions."""
+    passes = bench.flags.passes or PASSES[name]
+    write_own_answers(bench.base, bench.data, OWN_ANSWERS)
+    records = [*read(bench.data / f"lora_{name}.jsonl") * passes, *read(bench.data / "lora_own.jsonl")]
     path = bench.folder / f"lora-{name}.jsonl"
-    with (bench.data / "sft.jsonl").open(encoding="utf-8") as lines:
-        between = list(itertools.islice(lines, count))
-    path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in own) + "".join(between), "utf-8")
-    settings = {"rank": flags.rank, "epochs": 1.0, "batch_tokens": BATCH, "row_length": ROW, "holdout_tokens": 0}
-    return bench.train(lora, f"lora-{name}", "lora", [path], bench.base, adam_lr=flags.adapter_lr, **settings)
+    write_records(path, [*records, *tool_talks(bench.data, TOOL_TALKS)])
+    settings = {"rank": bench.flags.rank, "epochs": 1.0, "batch_tokens": BATCH, "row_length": ROW, "holdout_tokens": 0}
+    return bench.train(lora, f"lora-{name}", "lora", [path], bench.base, adam_lr=bench.flags.adapter_lr, **settings)
 
 
 def pair_settings(bench: Bench, epochs: float, adam_lr: float | None) -> dict[str, Any]:
@@ -281,10 +279,15 @@ def accuracy_of(bench: Bench, run: Path) -> tuple[dict[str, float], str]:
 
 
 def prefer(bench: Bench) -> dict[str, Any]:
-    """DPO on the playground's pairs: held-out accuracy, and whose greedy answers a verifier accepts."""
+    """DPO on pairs of its own answers and of style: held-out accuracy, and whose greedy answers a verifier accepts."""
     settings = pair_settings(bench, bench.flags.dpo_epochs, bench.flags.dpo_lr)
-    settings["nll_weight"] = bench.flags.nll_weight
-    run = bench.train(dpo, "dpo", "dpo", [bench.data / "preference.jsonl"], bench.base, **settings)
+    settings |= {"nll_weight": bench.flags.nll_weight, "batch_tokens": BATCH}
+    write_own_pairs(bench.base, bench.data, bench.seed, 2 * OWN_PAIRS)
+    own, path = read(bench.data / "preference_own.jsonl"), bench.folder / "preference-mixed.jsonl"
+    style = [pair for pair in read(bench.data / "preference.jsonl") if pair["kind"] != KINDS[0]]
+    write_records(path, [*own * 2, *style])
+    print(f"  {len(own)} pairs of its own answers, twice, and {len(style)} of style", flush=True)
+    run = bench.train(dpo, "dpo", "dpo", [path], bench.base, **settings)
     held, words = accuracy_of(bench, run)
     print(f"  {words}, margin {held['heldout_margin']:.2f}", flush=True)
     change = bench.fall(run)
@@ -354,17 +357,29 @@ def student_of(bench: Bench) -> Path:
     return bench.train(pretrain, "student-pretrain", "pretrain", files, init, {"model": shape}, **settings)
 
 
-def spread(flags: argparse.Namespace) -> None:
-    """Of distillation: the mean gain beside the spread over seeds."""
-    if "distill" not in flags.what or len(flags.seeds) < 2:
-        return
+def over_seeds(flags: argparse.Namespace) -> bool:
+    """What became of the skills in the mean of the seeds; of distillation, its gain beside the spread over seeds."""
     files = [flags.out / f"seed-{seed}" / "alignment.json" for seed in flags.seeds]
-    tables = [json.loads(file.read_text(encoding="utf-8"))["distill"] for file in files]
-    alone = [table["alone"]["mean"] for table in tables]
-    mean = sum(table["taught"]["mean"] for table in tables) / len(tables) - sum(alone) / len(alone)
-    wide = max(alone) - min(alone)
-    print(f"\ntaught beside alone: {100 * mean:+.1f} points in the mean; alone differs by {100 * wide:.1f} over seeds")
-    verdict(mean > wide, "a gain above the spread")
+    tables = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    met = True
+    for what in flags.what:
+        found = [table[what] for table in tables]
+        if "change" in found[0]:
+            print(f"\n{what}, in the mean of {len(found)} seeds")
+            change = {
+                form: {skill: float(np.mean([one["change"][form][skill] for one in found])) for skill in skills}
+                for form, skills in found[0]["change"].items()
+            }
+            for form, skills in change.items():
+                print(f"  points, {form}: " + ", ".join(f"{skill} {points:+.1f}" for skill, points in skills.items()))
+            met &= kept_skills(change)
+        elif what == "distill":
+            alone, taught = ([one[side]["mean"] for one in found] for side in ("alone", "taught"))
+            mean, wide = float(np.mean(taught) - np.mean(alone)), max(alone) - min(alone)
+            print(f"\ntaught beside alone: {100 * mean:+.1f} points in the mean; ", end="")
+            print(f"alone differs by {100 * wide:.1f} over seeds")
+            met &= verdict(mean > wide, "a gain above the spread")
+    return met
 
 
 def read(path: Path) -> list[dict[str, Any]]:
