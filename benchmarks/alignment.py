@@ -33,7 +33,7 @@ from cutaway.evals.intervals import Share, bootstrap_mean, wilson
 from cutaway.evals.verified import answer_records
 from cutaway.generation.engine import Engine
 from cutaway.life.keeping import tool_talks, write_records
-from cutaway.life.own import OWN_ANSWERS, OWN_PAIRS, write_own_answers, write_own_pairs
+from cutaway.life.own import write_own_answers, write_own_pairs
 from cutaway.life.steps import RATES, TOOL_TALKS
 from cutaway.model.weights import load_model
 from cutaway.playground.alignment import KINDS, preferences
@@ -56,6 +56,8 @@ PREFERRED = ("fact", "arithmetic", "comparison", "two_hop", "counting", "sorting
 WHAT = ("identity", "clinic", "dpo", "reward", "distill")
 PASSES = {"identity": 9, "clinic": 3}
 """Over the records of an adapter, beside which stand the base's own answers and conversations with tools."""
+ANSWERS, QUESTIONS = 4500, 3200
+"""Prompts that the base answers before its adapters, and questions that it answers several times before DPO."""
 HELD_PAIRS = 1000
 ROW, BATCH = 512, 4096
 Scores = dict[str, bool]
@@ -239,7 +241,7 @@ def clinic_questions(bench: Bench) -> Iterable[Record]:
 def adapted(bench: Bench, name: str) -> Path:
     """The adapter of a set: its records several times, and once what the base answered by itself to other questions."""
     passes = bench.flags.passes or PASSES[name]
-    write_own_answers(bench.base, bench.data, OWN_ANSWERS)
+    write_own_answers(bench.base, bench.data, ANSWERS)
     records = [*read(bench.data / f"lora_{name}.jsonl") * passes, *read(bench.data / "lora_own.jsonl")]
     path = bench.folder / f"lora-{name}.jsonl"
     write_records(path, [*records, *tool_talks(bench.data, TOOL_TALKS)])
@@ -282,7 +284,7 @@ def prefer(bench: Bench) -> dict[str, Any]:
     """DPO on pairs of its own answers and of style: held-out accuracy, and whose greedy answers a verifier accepts."""
     settings = pair_settings(bench, bench.flags.dpo_epochs, bench.flags.dpo_lr)
     settings |= {"nll_weight": bench.flags.nll_weight, "batch_tokens": BATCH}
-    write_own_pairs(bench.base, bench.data, bench.seed, 2 * OWN_PAIRS)
+    write_own_pairs(bench.base, bench.data, bench.seed, QUESTIONS)
     own, path = read(bench.data / "preference_own.jsonl"), bench.folder / "preference-mixed.jsonl"
     style = [pair for pair in read(bench.data / "preference.jsonl") if pair["kind"] != KINDS[0]]
     write_records(path, [*own * 2, *style])

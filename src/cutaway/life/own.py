@@ -28,9 +28,9 @@ from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.precision import pick_device
 
 log = logging.getLogger("cutaway")
-OWN_ANSWERS = 4500
+OWN_ANSWERS = 3000
 """Prompts that the model answers before its adapter is trained, in a life of `LIFE_MINUTES`."""
-OWN_PAIRS, SAMPLES = 1600, 4
+OWN_PAIRS, SAMPLES = 1200, 4
 """Prompts that it answers before preference, and how often each."""
 UNSURE = ("counting", "sorting", "comparison", "counting", "sorting", "two_hop", "arithmetic")
 """Skills of these prompts, in turn: of those that a fine-tuned model does often, and not always, rightly."""

@@ -91,7 +91,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "lora",
         ("lora_mixed.jsonl", "lora_own.jsonl"),
-        1.5,
+        1.3,
         "a small adapter learns who it is, and is merged into the model",
         ("identity",),
         {**_KEEP, "rank": 8, "batch_tokens": 4096, "adam_lr": 1e-3, "holdout_tokens": 2048},
@@ -116,7 +116,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "grpo",
         ("rl.jsonl", "rl_held.jsonl"),
-        1.7,
+        1.6,
         "reinforcement learning: groups of answers, judged by a verifier",
         ("practice",),
         {
@@ -136,7 +136,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "agent",
         ("agent_mixed.jsonl", "rl_held.jsonl"),
-        1.9,
+        1.8,
         "reinforcement learning over several turns with tools",
         ("tool_practice",),
         {
