@@ -32,7 +32,7 @@ import numpy as np
 from cutaway.evals.intervals import Share, bootstrap_mean, wilson
 from cutaway.evals.verified import answer_records
 from cutaway.generation.engine import Engine
-from cutaway.life.keeping import tool_talks, write_records
+from cutaway.life.keeping import records_in, tool_talks, write_records
 from cutaway.life.own import write_own_answers, write_own_pairs
 from cutaway.life.steps import RATES, TOOL_TALKS
 from cutaway.model.weights import load_model
@@ -258,15 +258,16 @@ def pair_settings(bench: Bench, epochs: float, adam_lr: float | None) -> dict[st
 def held_pairs(bench: Bench) -> Path:
     """Pairs made like those that are trained on, whose questions are not among them."""
     path = bench.folder / "preference-heldout.jsonl"
-    asked = {one["chosen"][0]["content"] for one in read(bench.data / "preference.jsonl")}
-    found: dict[str, Record] = {}
+    trained = (bench.data / "preference.jsonl", bench.data / "preference_own.jsonl")
+    asked = {one["chosen"][0]["content"] for file in trained if file.is_file() for one in records_in(file)}
+    found: dict[str, dict[str, Any]] = {}
     for one in preferences(bench.world, bench.seed + 1_000_000, LANGUAGES, 20 * HELD_PAIRS):
         question = one["chosen"][0]["content"]
         if question not in asked:
             found.setdefault(question, one)
         if len(found) == HELD_PAIRS:
             break
-    path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found.values()), "utf-8")
+    write_records(path, found.values())
     return path
 
 
@@ -282,9 +283,9 @@ def accuracy_of(bench: Bench, run: Path) -> tuple[dict[str, float], str]:
 
 def prefer(bench: Bench) -> dict[str, Any]:
     """DPO on pairs of its own answers and of style: held-out accuracy, and whose greedy answers a verifier accepts."""
+    write_own_pairs(bench.base, bench.data, bench.seed, QUESTIONS)
     settings = pair_settings(bench, bench.flags.dpo_epochs, bench.flags.dpo_lr)
     settings |= {"nll_weight": bench.flags.nll_weight, "batch_tokens": BATCH}
-    write_own_pairs(bench.base, bench.data, bench.seed, QUESTIONS)
     own, path = read(bench.data / "preference_own.jsonl"), bench.folder / "preference-mixed.jsonl"
     style = [pair for pair in read(bench.data / "preference.jsonl") if pair["kind"] != KINDS[0]]
     write_records(path, [*own * 2, *style])
@@ -385,7 +386,7 @@ def over_seeds(flags: argparse.Namespace) -> bool:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return list(records_in(path))
 
 
 def write(path: Path, value: Any) -> None:

@@ -29,7 +29,8 @@ def megabytes(minutes: float) -> float:
 
 def write_data(data: Path, seed: int, size_mb: float) -> dict[str, Any]:
     """The playground's sets; `lora_mixed.jsonl` and `agent_mixed.jsonl`, what the adapter and tool use are trained on;
-    and, of what later stages must not unlearn, `preference_held.jsonl` and `rl_held.jsonl`. Gives back the manifest."""
+    `preference_held.jsonl` and `rl_held.jsonl`, what stands beside pairs of own answers and beside the prompts of
+    reinforcement learning. Gives back the manifest."""
     settings = PlaygroundSettings(seed=seed, size_mb=size_mb)
     manifest = write_playground(data, settings)
     own = list(records_in(data / "lora_identity.jsonl"))
