@@ -58,8 +58,9 @@ def test_compiling_has_to_repay_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert should_compile("on", CPU, 0.0)[0]
     assert not should_compile("off", CPU, 1e9)[0]
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
-    assert should_compile("auto", CPU, COMPILE_REPAYS_S + 1)[0]
-    assert not should_compile("auto", CPU, COMPILE_REPAYS_S - 1)[0]
+    for device, repays in COMPILE_REPAYS_S.items():
+        assert should_compile("auto", torch.device(device), repays + 1)[0]
+        assert not should_compile("auto", torch.device(device), repays - 1)[0]
     assert not should_compile("auto", torch.device("mps"), 1e9)[0]
     monkeypatch.setattr(shutil, "which", lambda name: None)
     compiled, why = should_compile("auto", CPU, 1e9)

@@ -250,9 +250,10 @@ def _evaluate(network: Network, batch: Batch) -> None:
 @torch.no_grad()
 def _generate(model: CausalLM) -> None:
     """Three texts, GENERATED tokens each, as the engine writes them: one forward pass a token."""
-    cache = KVCache(model.config, slots=3, max_length=GENERATED + 1)
+    device = model.head_weight.device
+    cache = KVCache(model.config, slots=3, max_length=GENERATED + 1, device=device)
     for place in range(GENERATED):
-        positions = torch.full((3, 1), place, device=model.head_weight.device)
+        positions = torch.full((3, 1), place, device=device)
         cache.begin(0, positions, place + 1)
         model(torch.zeros_like(positions), positions=positions, cache=cache)
 
