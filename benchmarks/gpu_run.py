@@ -19,12 +19,14 @@ GPU runs on a processor too, with small numbers.
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -254,8 +256,20 @@ def mfu(arguments: argparse.Namespace, work: Path, device: torch.device) -> dict
                 }
             )
             print(json.dumps(cells[-1]), flush=True)
+            cells[-1]["kernels"] = kernels(functools.partial(one_pass, batch), device)
             del network, batch
     return {"matmul_rate": rate, "cells": cells}
+
+
+def kernels(work: Callable[[], object], device: torch.device, most: int = 16) -> list[tuple[float, int, str]]:
+    """What a GPU spends its time on: milliseconds, calls, name; the longest first."""
+    if device.type != "cuda":
+        return []
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        work()
+        torch.cuda.synchronize(device)
+    found = sorted(profiler.key_averages(), key=lambda one: -one.self_device_time_total)[:most]
+    return [(round(one.self_device_time_total / 1000, 3), one.count, one.key[:100]) for one in found]
 
 
 def equal(arguments: argparse.Namespace, work: Path, device: torch.device) -> dict[str, Any]:
