@@ -99,6 +99,18 @@ def test_build_survives_cut_connections_and_its_report_is_complete(
     assert "holds a life with --seed 0" in capsys.readouterr().err
 
 
+def test_a_bad_item_of_a_task_is_told_before_the_training(
+    town: Town, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = {"question": "q", "choices": ["a", "a"], "answer": 0}
+    (tmp_path / "items.jsonl").write_text(f"{json.dumps(bad)}\n{json.dumps(bad | {'choices': ['a', 'b']})}\n")
+    own = ["--pretrain", str(town.pretrain_data), "--sft", str(town.sft_data), "--tasks", str(tmp_path / "items.jsonl")]
+    assert cli.main(arguments(tmp_path, *own)) == 2
+    assert "items.jsonl:1: the right choice 'a' stands there twice" in capsys.readouterr().err
+    assert cli.main(arguments(tmp_path, *own, "--skip-bad", "1")) == 2
+    assert "say --yes to begin" in capsys.readouterr().err
+
+
 def test_the_plan_comes_first_and_is_asked_about(
     town: Town, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +130,7 @@ MISTAKES = {
     "no task": (["--tasks", "cevil"], "no task 'cevil'"),
     "no price": (["--price-per-hour", "-1"], "--price-per-hour is -1.0"),
     "no limit": (["--limit", "0"], "--limit is 0"),
+    "bad items": (["--skip-bad", "-1"], "--skip-bad is -1"),
     "no recipe": (["--recipe", "mnini"], "no recipe 'mnini'"),
     "no card": (["--gpu", "rtx9"], "gpu is 'rtx9'"),
 }

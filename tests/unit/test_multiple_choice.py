@@ -176,7 +176,7 @@ MISTAKES = {
     "no choices": ({"question": "q", "answer": 0, "choices": []}, "'choices' must be a list of two or more strings"),
     "choices missing": ({"question": "q", "answer": 0}, "'choices' must be a list of two or more strings"),
     "one choice": (RECORD | {"choices": ["a"]}, "'choices' must be a list of two or more strings"),
-    "duplicate choices": (RECORD | {"choices": ["b", "a", "b"]}, "the choice 'b' stands there twice"),
+    "duplicate choices": (RECORD | {"choices": ["b", "a", "b"]}, "the right choice 'b' stands there twice"),
     "empty choice": (RECORD | {"choices": ["a", " "]}, "a choice is empty"),
     "empty question": (RECORD | {"question": " "}, "'question' is empty"),
     "no question": ({"choices": ["a", "b"], "answer": 0}, "'question' must be a string, is missing"),
@@ -192,6 +192,11 @@ def test_a_bad_item_is_one_line_with_its_place(mistake: str, tmp_path: Path) -> 
         read_items(path)
     assert str(caught.value) == f"{path}:2: {reason}"
     assert [item.line for item in read_items(path, skip_bad=1)] == [1, 3]
+
+
+def test_wrong_choices_may_stand_twice(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "set.jsonl", [RECORD | {"choices": ["a", "b", "b"]}])
+    assert [item.choices for item in read_items(path)] == [("a", "b", "b")]
 
 
 def test_text_outside_the_vocabulary_is_one_line_with_its_place(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ class BuildFlags:
     """What every model is scored on: tasks of `cutaway eval`, named sets such as ceval and files too."""
     limit: int | None = None
     """Only so many items of each task."""
+    skip_bad: int = 0
+    """Bad items of a task tolerated (each is reported) before the build stops."""
     seed: int | None = None
     """Seed of the weights and of the order of the data; default 0."""
     price_per_hour: float = 0.0
@@ -73,7 +75,8 @@ def main(argv: Sequence[str]) -> int:
     from cutaway.life.parts import go
 
     out, sources = Path(flags.out), _sources(flags)
-    check_tasks(flags.tasks)
+    asked = EvalSettings(limit=flags.limit, names=dict(sources.called), skip_bad=flags.skip_bad)
+    check_tasks(flags.tasks, asked)
     life = build_life(out, recipe, flags.seed or 0, flags.price_per_hour, sources)
     if not (out / NAME).is_file() and not _agreed(life, flags, sources):
         log.info("nothing was done")
@@ -81,7 +84,6 @@ def main(argv: Sequence[str]) -> int:
     sets: dict[str, Any] = {stage: " ".join(entries) for stage, entries in sources.names.items()}
     journal = open_journal(out, {"recipe": flags.recipe, "seed": flags.seed, **sets}, {"seed": 0})
     life = build_life(out, recipe, int(journal.settings["seed"]), flags.price_per_hour, sources)
-    asked = EvalSettings(limit=flags.limit, names=dict(sources.called))
     parts = [*build_parts(life, sources, flags.tasks, asked), report_part(life, journal)]
     if importlib.util.find_spec("gguf") is not None:
         parts.append(export_part(life))
@@ -97,6 +99,8 @@ def _check(flags: BuildFlags) -> None:
         raise UserError(f"cutaway build: --seed is {flags.seed}, must be 0 or more")
     if not flags.price_per_hour >= 0:
         raise UserError(f"cutaway build: --price-per-hour is {flags.price_per_hour}, must be 0 or more")
+    if flags.skip_bad < 0:
+        raise UserError(f"cutaway build: --skip-bad is {flags.skip_bad}, must be 0 or more")
     if flags.limit is not None and flags.limit < 1:
         raise UserError(f"cutaway build: --limit is {flags.limit}, must be 1 or more")
 

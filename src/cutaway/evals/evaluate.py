@@ -14,7 +14,7 @@ from cutaway.data.formats import raw_records
 from cutaway.data.records import BadRecordError, detect_kind, parse_json
 from cutaway.errors import UserError
 from cutaway.evals import results, sets
-from cutaway.evals.answers import answer, read_call_tasks, read_tasks, summarise_answers
+from cutaway.evals.answers import Task, answer, read_call_tasks, read_tasks, summarise_answers
 from cutaway.evals.multiple_choice import Asking, Item, Style, language_of, score, summarise
 from cutaway.evals.results import Result
 from cutaway.evals.text import score_text, summarise_text
@@ -141,6 +141,16 @@ def kind_of(task: str, how: How) -> Literal["choice", "text", "conversations", "
     return "calls" if chosen == "calls" else "answers"
 
 
+def check(task: str, settings: EvalSettings) -> None:
+    """UserError for a task that cannot be evaluated, as far as that can be seen without a model and without a network:
+    nobody should learn of it after hours of training."""
+    kind = kind_of(task, settings.how)
+    if kind == "choice" and task not in sets.SETS:
+        sets.load(task, settings.skip_bad)
+    elif kind in ("answers", "calls"):
+        _tasks(task, kind, settings)
+
+
 def _choice(subject: Subject, task: str, name: str, tell: Callable[[int, int], None] | None) -> Result:
     settings = subject.settings
     items = sets.load(task, settings.skip_bad)[: settings.limit]
@@ -165,19 +175,22 @@ def _pool(task: str, name: str, settings: EvalSettings) -> list[Item]:
 
 
 def _lenient(path: str) -> list[Item]:
-    """Worked examples; one whose wrong choices repeat shows the form as well as any."""
+    """Worked examples; a bad one among them is left out."""
     return sets.load(path, skip_bad=100)
+
+
+def _tasks(task: str, kind: str, settings: EvalSettings) -> list[Task]:
+    if kind == "calls":
+        return read_call_tasks(task, settings.skip_bad)
+    if task in BUILTIN:
+        with resources.as_file(resources.files("cutaway.evals") / "builtin" / f"{task}.jsonl") as path:
+            return read_tasks(path, settings.skip_bad, settings.names)
+    return read_tasks(task, settings.skip_bad, settings.names)
 
 
 def _answers(subject: Subject, task: str, name: str, kind: str, tell: Callable[[int, int], None] | None) -> Result:
     settings = subject.settings
-    if kind == "calls":
-        tasks = read_call_tasks(task, settings.skip_bad)
-    elif task in BUILTIN:
-        with resources.as_file(resources.files("cutaway.evals") / "builtin" / f"{task}.jsonl") as path:
-            tasks = read_tasks(path, settings.skip_bad, settings.names)
-    else:
-        tasks = read_tasks(task, settings.skip_bad, settings.names)
+    tasks = _tasks(task, kind, settings)
     if settings.limit is not None:
         tasks = tasks[: settings.limit]
     # One answer is the likeliest one; several are drawn as the model's chat draws them.

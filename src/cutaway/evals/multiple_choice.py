@@ -58,7 +58,8 @@ class Item:
 
 
 def read_items(path: str | Path, skip_bad: int = 0) -> list[Item]:
-    """The items of a file. Beside what the format asks for, every choice must say something, and something of its own.
+    """The items of a file. Beside what the format asks for, every choice must say something, and the right one
+    something of its own (of the wrong ones, some stand twice in published sets).
 
     Raises UserError, `file:line: reason`, for a bad item beyond `skip_bad`.
     """
@@ -84,13 +85,13 @@ def refusal(item: Item) -> str | None:
         return "'question' is empty"
     if any(not choice.strip() for choice in item.choices):
         return "a choice is empty"
-    if len(set(item.choices)) < len(item.choices):
-        twice = next(choice for choice in item.choices if item.choices.count(choice) > 1)
-        return f"the choice {twice[:40]!r} stands there twice"
     if not 2 <= len(item.choices) <= len(LETTERS):
         return f"{len(item.choices)} choices, must be 2 to {len(LETTERS)}"
     if not 0 <= item.answer < len(item.choices):
         return f"'answer' must be an index from 0 to {len(item.choices) - 1}, is {item.answer}"
+    right = item.choices[item.answer]
+    if item.choices.count(right) > 1:
+        return f"the right choice {right[:40]!r} stands there twice"
     return None
 
 

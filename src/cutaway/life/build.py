@@ -19,7 +19,7 @@ from cutaway.data import hub
 from cutaway.data.formats import check_readable, read_records
 from cutaway.data.texts import read_texts
 from cutaway.errors import UserError
-from cutaway.evals.evaluate import EvalSettings, Subject, evaluate, kind_of
+from cutaway.evals.evaluate import EvalSettings, Subject, check, evaluate
 from cutaway.evals.report import read_prompts
 from cutaway.evals.results import load_results, save_result
 from cutaway.evals.sets import set_name
@@ -179,10 +179,10 @@ def _get_command(life: Life, sources: Sources) -> str:
     return shlex.join(["cutaway", "data", "get", *names, "--out", str(life.data), *more]) if names else ""
 
 
-def check_tasks(tasks: Sequence[str]) -> None:
+def check_tasks(tasks: Sequence[str], asked: EvalSettings) -> None:
     """A mistake in a task should not wait for hours of training."""
     for task in tasks:
-        kind_of(task, "auto")
+        check(task, asked)
 
 
 def _train_and_evaluate(life: Life, step: Step, tasks: Sequence[str], asked: EvalSettings) -> None:
