@@ -30,10 +30,10 @@ def record(**more: Any) -> dict[str, Any]:
     }
 
 
-def engine() -> Engine:
+def engine(max_length: int = 10_000) -> Engine:
     """One that writes nothing itself: `script` does."""
     made = Engine.__new__(Engine)
-    made.tokenizer = TOKENIZER
+    made.tokenizer, made.max_length = TOKENIZER, max_length
     return made
 
 
@@ -68,6 +68,12 @@ def test_without_a_toolbox_a_call_is_the_answer_and_endless_calls_end(monkeypatc
     sizes = script(monkeypatch, {"tool_calls": [CALL]})
     assert not answer_records(engine(), [record()], lambda one: TOOLBOX)[0].ok
     assert len(sizes) == MAX_ROUNDS
+
+
+def test_a_dialogue_that_grows_too_long_ends_without_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = script(monkeypatch, {"tool_calls": [CALL]}, {"content": f"The lamp costs {PRICE} coins today."})
+    (one,) = answer_records(engine(max_length=40), [record()], lambda one: TOOLBOX)
+    assert sizes == [1] and one.said[-1]["role"] == "tool" and not one.ok
 
 
 def test_the_right_answer_by_other_calls_is_not_right() -> None:

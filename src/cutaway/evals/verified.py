@@ -48,15 +48,17 @@ def answer_records(
     active = list(range(len(records)))
     greedy = Sampling(temperature=0.0)
     for _ in range(MAX_ROUNDS):
-        if not active:
-            break
-        prompts = [
-            answer_prompt([*records[i]["conversations"], *said[i]], engine.tokenizer, records[i].get("thinking"))
+        prompts = {
+            i: answer_prompt([*records[i]["conversations"], *said[i]], engine.tokenizer, records[i].get("thinking"))
             for i in active
-        ]
-        done = generate(engine, prompts, sampling=greedy, max_new_tokens=max_new_tokens)
+        }
+        # A dialogue that its own calls have made too long for the model ends where it stands, without an answer.
+        prompts = {i: prompt for i, prompt in prompts.items() if not said[i] or len(prompt) < engine.max_length}
+        if not prompts:
+            break
+        done = generate(engine, list(prompts.values()), sampling=greedy, max_new_tokens=max_new_tokens)
         going_on = []
-        for i, completion in zip(active, done, strict=True):
+        for i, completion in zip(prompts, done, strict=True):
             message = answer_message(completion.ids, engine.tokenizer, records[i].get("thinking"))
             said[i].append(message)
             toolbox = toolbox_of(records[i]) if message.get("tool_calls") else None
