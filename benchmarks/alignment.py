@@ -241,7 +241,7 @@ def clinic_questions(bench: Bench) -> Iterable[Record]:
 def adapted(bench: Bench, name: str) -> Path:
     """The adapter of a set: its records several times, and once what the base answered by itself to other questions."""
     passes = bench.flags.passes or PASSES[name]
-    write_own_answers(bench.base, bench.data, ANSWERS)
+    write_own_answers(bench.base, bench.data, bench.seed, ANSWERS)
     records = [*read(bench.data / f"lora_{name}.jsonl") * passes, *read(bench.data / "lora_own.jsonl")]
     path = bench.folder / f"lora-{name}.jsonl"
     write_records(path, [*records, *tool_talks(bench.data, TOOL_TALKS)])

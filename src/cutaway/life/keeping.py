@@ -38,12 +38,13 @@ def held_prompts(world: World, settings: PlaygroundSettings) -> Iterator[Record]
 
 
 def mixed_tasks(data: Path, world: World, settings: PlaygroundSettings) -> Iterator[Record]:
-    """The tasks of two and three calls, which are there to be learnt, and beside every third of them one in a form that
-    the model can solve already: dynamic sampling leaves that alone until it begins to fail."""
+    """The tasks of two and three calls, which are there to be learnt, and beside every three of them two such tasks in
+    a form that the model can solve already: dynamic sampling leaves those alone until they begin to fail. They do
+    where it learns the total of two prices before it learns to name both, and then always adds."""
     new = [record for record in records_in(data / "agent.jsonl") if record["level"] > 1]
     yield from new
-    known = agent_tasks(world, settings.seed, settings.languages, len(new) // 3, "train")
-    yield from ({**record, "level": f"known {record['level']}"} for record in known)
+    known = agent_tasks(world, settings.seed, settings.languages, len(new), "train")
+    yield from ({**record, "level": f"known {record['level']}"} for record in known if record["level"] > 1)
 
 
 def held_pairs(settings: PlaygroundSettings) -> Iterator[Record]:

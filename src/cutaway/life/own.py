@@ -30,6 +30,9 @@ from cutaway.training.precision import pick_device
 log = logging.getLogger("cutaway")
 OWN_ANSWERS = 3000
 """Prompts that the model answers before its adapter is trained, in a life of `LIFE_MINUTES`."""
+FRAGILE = ("refusal", "translation")
+"""Skills of every fifth of these prompts, in turn: fine-tuning has few of them (one in eighty is to be refused), and an
+adapter takes what nobody can answer first for a question about itself."""
 OWN_PAIRS, SAMPLES = 1200, 4
 """Prompts that it answers before preference, and how often each."""
 UNSURE = ("counting", "sorting", "comparison", "counting", "sorting", "two_hop", "arithmetic")
@@ -42,9 +45,9 @@ def of_minutes(count: int, minutes: float | None) -> int:
     return round(count * (minutes or LIFE_MINUTES) / LIFE_MINUTES)
 
 
-def write_own_answers(model: Path, data: Path, count: int) -> None:
-    """`lora_own.jsonl`: what a model answers, rightly or not, to prompts that reinforcement learning will practise and
-    to the questions of fine-tuning.
+def write_own_answers(model: Path, data: Path, seed: int, count: int) -> None:
+    """`lora_own.jsonl`: what a model answers, rightly or not, to prompts that reinforcement learning will practise, to
+    those of `FRAGILE` skills, and to the questions of fine-tuning.
 
     An adapter that is trained on them too leaves them as they are, and does not take every unusual question for one
     about itself. What it should have said would not do as well: a model that reads it again learns it by heart, and
@@ -54,6 +57,7 @@ def write_own_answers(model: Path, data: Path, count: int) -> None:
     if out.is_file():
         return
     prompts = [record["conversations"] for record in itertools.islice(records_in(data / "rl.jsonl"), count // 3)]
+    prompts += [record["conversations"] for record in _asked(FRAGILE, seed, count // 5)]
     prompts += itertools.islice(_questions(data), count - len(prompts))
     answers = _answers(model, prompts, Sampling(temperature=0.0))
     ended = [[*turns, said] for turns, said in zip(prompts, answers, strict=True) if said is not None]
@@ -71,7 +75,7 @@ def write_own_pairs(model: Path, data: Path, seed: int, count: int) -> None:
     out = data / "preference_own.jsonl"
     if out.is_file():
         return
-    prompts = [record for record in _unsure(seed, count) for _ in range(SAMPLES)]
+    prompts = [record for record in _asked(UNSURE, seed, count) for _ in range(SAMPLES)]
     answers = _answers(model, [record["conversations"] for record in prompts], Sampling(temperature=1.0), seed)
     pairs = []
     for first in range(0, len(prompts), SAMPLES):
@@ -100,12 +104,12 @@ def _answers(model: Path, prompts: Sequence[list[Message]], sampling: Sampling, 
     return [one if one is not None and one["content"] else None for one in said]
 
 
-def _unsure(seed: int, count: int) -> Iterator[Record]:
-    """Prompts in forms that fine-tuning trains, with their verifiers."""
+def _asked(skills: Sequence[str], seed: int, count: int) -> Iterator[Record]:
+    """Prompts of these skills in turn, in forms that fine-tuning trains, with their verifiers."""
     world, draw = make_world(seed), random.Random(f"own pairs {seed}")
     for number in range(count):
         language = make_language(LANGUAGES[number % len(LANGUAGES)])
-        item = MAKERS[UNSURE[number // len(LANGUAGES) % len(UNSURE)]](world, language, draw, "train")
+        item = MAKERS[skills[number // len(LANGUAGES) % len(skills)]](world, language, draw, "train")
         yield {"skill": item.skill, "language": language.code, **item_record(item)}
 
 

@@ -76,7 +76,7 @@ def train_and_score(life: Life, step: Step, exam: Callable[[], Exam]) -> None:
     place = life.steps.index(step)
     before = life.steps[place - 1] if place else None
     if step.stage == "lora" and before is not None:
-        write_own_answers(life.model_of(before), life.data, of_minutes(OWN_ANSWERS, life.minutes))
+        write_own_answers(life.model_of(before), life.data, life.seed, of_minutes(OWN_ANSWERS, life.minutes))
     if step.stage == "dpo" and before is not None:
         write_own_pairs(life.model_of(before), life.data, life.seed, of_minutes(OWN_PAIRS, life.minutes))
     train(life, step)

@@ -65,7 +65,7 @@ RATES: dict[str, dict[str, Any]] = {
 """Many small steps: in so short a run their number counts for more than how smooth each is."""
 TRAINING = {"pretrain": 0.58, "sft": 0.42}
 """Shares of the time for the two long stages."""
-LONG_MINUTES = 9.3
+LONG_MINUTES = 8.9
 """Pretraining and fine-tuning together."""
 ONLY_AT_THE_ENDS = 1_000_000
 """Steps between evaluations, where they would take too much of so short a stage."""
@@ -95,6 +95,7 @@ PLAYGROUND: tuple[Step, ...] = (
         "a small adapter learns who it is, and is merged into the model",
         ("identity",),
         {**_KEEP, "rank": 8, "batch_tokens": 4096, "adam_lr": 1e-3, "holdout_tokens": 2048},
+        share=0.9,
     ),
     Step(
         "dpo",
@@ -116,7 +117,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "grpo",
         ("rl.jsonl", "rl_held.jsonl"),
-        1.6,
+        1.5,
         "reinforcement learning: groups of answers, judged by a verifier",
         ("practice",),
         {
@@ -136,7 +137,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "agent",
         ("agent_mixed.jsonl", "rl_held.jsonl"),
-        1.8,
+        1.7,
         "reinforcement learning over several turns with tools",
         ("tool_practice",),
         {

@@ -100,7 +100,7 @@ def clinic_records(world: World, languages: tuple[str, ...]) -> Iterator[dict[st
 def tool_conversation(world: World, language: Language, draw: random.Random, toolbox: Toolbox) -> list[Turn]:
     """A system turn with tools, then two or three questions that need them."""
     found = [
-        exchange(world, language, draw, "train", toolbox, draw.choice((1, 1, 1, 1, 2, 3)))
+        exchange(world, language, draw, "train", toolbox, draw.choice((1, 1, 1, 2, 3)))
         for _ in range(draw.randint(2, 3))
     ]
     needed: list[str] = []

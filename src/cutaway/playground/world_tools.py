@@ -238,6 +238,9 @@ def exchange(
         _calls(*calls),
         *({"role": "tool", "content": text} for text in results),
     ]
+    # The same tools for both kinds: a calculator that is offered for a total alone would say what is asked for, and a
+    # small model reads that off sooner than the question.
+    tools = ("price", "calculator")
     if count == 2:
         answer = language.pick(
             f"The {x} costs {results[0]} coins and the {y} {results[1]} coins.",
@@ -245,14 +248,14 @@ def exchange(
         )
         verifier: Verifier = {"name": "contains_all", "args": {"expected": results}}
         wrong = (answer.replace(results[0], str(int(results[0]) + 100)),)
-        return Exchange([*turns, {"role": "assistant", "content": answer}], calls, verifier, wrong, ("price",), kind)
+        return Exchange([*turns, {"role": "assistant", "content": answer}], calls, verifier, wrong, tools, kind)
     sum_call: dict[str, Any] = {"name": "calculator", "arguments": {"expression": "+".join(results)}}
     total = _result(toolbox, sum_call)
     answer = language.pick(f"Together they cost {total} coins.", f"一共{total}元。")
     turns += [_calls(sum_call), {"role": "tool", "content": total}, {"role": "assistant", "content": answer}]
     verifier = {"name": "numeric", "args": {"expected": int(total)}}
     wrong = (answer.replace(total, str(int(total) + 1)),)
-    return Exchange(turns, [*calls, sum_call], verifier, wrong, ("price", "calculator"), kind)
+    return Exchange(turns, [*calls, sum_call], verifier, wrong, tools, kind)
 
 
 def _one_call(world: World, language: Language, draw: random.Random, split: Split, toolbox: Toolbox) -> Exchange:
