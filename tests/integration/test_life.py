@@ -224,6 +224,20 @@ def test_own_answers_that_did_not_end_are_left_out(tmp_path: Path, monkeypatch: 
     assert [one["conversations"][1]["content"] for one in keeping.tool_talks(tmp_path, 5)] == ["4"]
 
 
+def test_where_no_own_answer_ends_those_of_fine_tuning_stand_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talks = [
+        {"conversations": [{"role": "user", "content": str(i)}, {"role": "assistant", "content": "yes"}]}
+        for i in range(9)
+    ]
+    write_records(tmp_path / "rl.jsonl", ())
+    write_records(tmp_path / "sft.jsonl", talks)
+    monkeypatch.setattr(own, "_answers", lambda model, prompts, sampling: [None] * len(prompts))
+    own.write_own_answers(tmp_path, tmp_path, 0, 4)
+    assert list(keeping.records_in(tmp_path / "lora_own.jsonl")) == talks[:4]
+
+
 def test_own_pairs_are_a_right_and_a_wrong_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted: where one of four samples is right there is a pair, where all or none are there is none."""
     known = {record["conversations"][-1]["content"]: record for record in own._asked(own.UNSURE, 0, 42)}

