@@ -8,7 +8,8 @@ Needs what the package needs but tyro, and no network: it works from the source 
 `--tokenizer` names one, pretrains on so many tokens, fine-tunes for so many epochs, by the stages that the commands
 run, and asks the result the prompts of `prompts.jsonl`. A speed measurement shortens the pretraining where it would not
 end in time, and says so. `mfu` times steps of `mini` and `small` at several micro-batches against the matrix-product
-rate measured beside them. `equal` compares losses and gradients of the compiled bf16 network and of the plain one with
+rate measured beside them, and lists the kernels that took longest.
+`equal` compares losses and gradients of the compiled bf16 network and of the plain one with
 those in fp32. `memory` takes a step of each recipe with no more memory than a card of so many GB has, at the
 micro-batch that a run on such a card derives, compiled or not, with activation checkpointing or without, and puts the
 peak beside what `cutaway plan` computes. OUT gets at most eight files of under 15 MB: `report.json` and `report.md`,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutaway.errors import UserError
-from cutaway.model.rope import RotaryEmbedding, inverse_frequencies, rotate, scaling_text, stretch
+from cutaway.model.rope import RotaryEmbedding, inverse_frequencies, rotate, scaling_text, stretch, turns, turns_apart
 from cutaway.model.weights import load_model, save_model
 from model_helpers import ROPE_SCALINGS, random_ids, random_model, tiny_config
 
@@ -123,6 +123,12 @@ def test_angles_stay_fp32_under_autocast_and_the_table_is_in_no_checkpoint() -> 
     assert exact.dtype == torch.float32
     assert not rotary.state_dict()
     assert rotate(torch.ones(1, 1, 1, 8, dtype=torch.bfloat16), *rotary(positions)).dtype == torch.bfloat16
+
+
+def test_what_the_compiler_may_not_look_into_is_the_same() -> None:
+    given = torch.tensor([[0, 3, 7], [1, 1, 900]]), inverse_frequencies(tiny_config())[0], 1.5
+    assert all(torch.equal(one, other) for one, other in zip(turns_apart(*given), turns(*given), strict=True))
+    torch.library.opcheck(turns_apart, given)
 
 
 def test_a_stretch_as_text() -> None:

@@ -40,7 +40,11 @@ class RotaryEmbedding(nn.Module):
 
 
 def turns(positions: Tensor, rates: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position's angles, times `factor`."""
+    r"""$c\,\cos(p\,\theta_i)$ and $c\,\sin(p\,\theta_i)$ in fp32, each of shape (batch, 1, seq, half).
+
+    `positions` $p$ has shape (batch, seq), `rates` $\theta$, in radians a position, (half); `factor` is $c$. The types
+    are plain because an operator's schema is read off them.
+    """
     angles = positions.unsqueeze(1).unsqueeze(-1).float() * rates
     return angles.cos() * factor, angles.sin() * factor
 
