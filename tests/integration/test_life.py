@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -21,8 +22,9 @@ from cutaway.cli import main as cli
 from cutaway.errors import UserError
 from cutaway.evals.report import Run
 from cutaway.evals.results import Result, save_result
+from cutaway.evals.verified import GREEDY, Answered
 from cutaway.generation.sampling import Sampling
-from cutaway.life import keeping, own, stage, steps
+from cutaway.life import keeping, own, scoring, stage, steps
 from cutaway.life.journal import open_journal
 from cutaway.life.keeping import write_records
 from cutaway.life.parts import Part, go
@@ -187,6 +189,36 @@ def test_scores_are_not_asked_for_twice(tmp_path: Path) -> None:
     assert said(found, ("tool",), found) == "tool 100% → 100%; 1 others moved by less than 3 points"
 
 
+def test_drawn_answers_are_a_score_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to half the items of the skills it is about, asked at temperature 1; everything else greedily."""
+    (tmp_path / "eval").mkdir()
+    for skill in scoring.SKILLS:
+        form, count = scoring.FORMS.get(skill, "trained"), 2 if skill == "two_hop" else 9
+        items = ({"id": f"{skill}/{i}", "form": form, "language": "en"} for i in range(count))
+        write_records(tmp_path / "eval" / f"{skill}.jsonl", items)
+    exam = scoring.read_exam(tmp_path, lambda record: None, 6)
+    drawn = Counter(record["id"].split("/")[0] for record in exam.records["sampled"])
+    assert drawn == {"arithmetic": 3, "comparison": 3, "two_hop": 2, "counting": 3, "sorting": 3}
+    asked: dict[float, int] = {}
+
+    def answer(
+        engine: object, records: list[keeping.Record], *rest: object, sampling: Sampling = GREEDY
+    ) -> list[Answered]:
+        asked[sampling.temperature] = len(records)
+        said: list[Message] = [{"role": "assistant", "content": "x"}]
+        return [Answered({**one, "conversations": said}, said, sampling is not GREEDY, "") for one in records]
+
+    monkeypatch.setattr(scoring, "answer_records", answer)
+    model = MagicMock()
+    model.return_value.eval.return_value.config.max_position_embeddings = 64
+    monkeypatch.setattr(scoring, "load_model", model)
+    for name in ("Tokenizer", "Engine"):
+        monkeypatch.setattr(scoring, name, MagicMock())
+    found = scoring.score(tmp_path, exam, True, tmp_path)
+    assert asked == {0.0: 15 * 6 + 2, 1.0: 14}
+    assert {name for name, result in found.items() if result.value} == {"sampled"}
+
+
 def test_what_reinforcement_learning_must_hold_can_be_judged() -> None:
     held = list(keeping.held_prompts(make_world(0), PlaygroundSettings()))
     assert len({record["id"] for record in held}) == len(held) == steps.HELD
@@ -214,8 +246,8 @@ def test_own_answers_that_did_not_end_are_left_out(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(own, "_answers", answers)
     own.write_own_answers(tmp_path, tmp_path, 0, 10)
-    fragile = [record["conversations"][-1]["content"] for record in own._asked(own.FRAGILE, 0, 2)]
-    questions = ["rl 0", "rl 1", "rl 2", *fragile, *(f"sft {i}" for i in range(5))]
+    fragile = [record["conversations"][-1]["content"] for record in own._asked(own.FRAGILE, 0, 5)]
+    questions = ["rl 0", "rl 1", "rl 2", *fragile, *(f"sft {i}" for i in range(2))]
     assert [turns[-1]["content"] for turns in asked] == questions
     found = list(keeping.records_in(tmp_path / "lora_own.jsonl"))
     assert [[turn["content"] for turn in one["conversations"]] for one in found] == [

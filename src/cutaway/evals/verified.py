@@ -1,4 +1,4 @@
-"""Greedy answers to records with verifiers, many at a time; a record with an environment may use its tools."""
+"""Answers to records with verifiers, many at a time; a record with an environment may use its tools."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from cutaway.tools.toolbox import Toolbox
 from cutaway.verifiers.record import judge
 
 Record = Mapping[str, Any]
+GREEDY = Sampling(temperature=0.0)
 MAX_ROUNDS = 6
 """Answers to one question, those that only call tools included."""
 
@@ -41,12 +42,12 @@ def answer_records(
     records: Sequence[Record],
     toolbox_of: Callable[[Record], Toolbox | None] = lambda record: None,
     max_new_tokens: int = 128,
+    sampling: Sampling = GREEDY,
 ) -> list[Answered]:
-    """Answer every record greedily. A record's `conversations` is the prompt, `thinking` opens a thinking block,
-    `verifier` judges the last answer and `calls`, where it has any, all calls that were made."""
+    """Answer every record, greedily unless told otherwise. A record's `conversations` is the prompt, `thinking` opens a
+    thinking block, `verifier` judges the last answer and `calls`, where it has any, all calls that were made."""
     said: list[list[Message]] = [[] for _ in records]
     active = list(range(len(records)))
-    greedy = Sampling(temperature=0.0)
     for _ in range(MAX_ROUNDS):
         prompts = {
             i: answer_prompt([*records[i]["conversations"], *said[i]], engine.tokenizer, records[i].get("thinking"))
@@ -56,7 +57,7 @@ def answer_records(
         prompts = {i: prompt for i, prompt in prompts.items() if not said[i] or len(prompt) < engine.max_length}
         if not prompts:
             break
-        done = generate(engine, list(prompts.values()), sampling=greedy, max_new_tokens=max_new_tokens)
+        done = generate(engine, list(prompts.values()), sampling=sampling, max_new_tokens=max_new_tokens)
         going_on = []
         for i, completion in zip(prompts, done, strict=True):
             message = answer_message(completion.ids, engine.tokenizer, records[i].get("thinking"))

@@ -1,7 +1,7 @@
 """A life on real text, part by part: fetch, vocabulary, every stage, what each changed, report, export.
 
-Data sets are given by the name under which a hub has them, or as files. `BUILD` is the table; the horizons are those of
-the recipe.
+Data sets are given by the name under which a hub has them, or as files. `PUBLISHED` is the table; the horizons are
+those of the recipe.
 """
 
 import dataclasses

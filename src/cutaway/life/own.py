@@ -28,13 +28,16 @@ from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.precision import pick_device
 
 log = logging.getLogger("cutaway")
-OWN_ANSWERS = 3000
+OWN_ANSWERS = 5400
 """Prompts that the model answers before its adapter is trained, in a life of `LIFE_MINUTES`."""
-FRAGILE = ("refusal", "translation")
-"""Skills of every fifth of these prompts, in turn: fine-tuning has few of them (one in eighty is to be refused), and an
-adapter takes what nobody can answer first for a question about itself."""
-OWN_PAIRS, SAMPLES = 1200, 4
-"""Prompts that it answers before preference, and how often each."""
+FRAGILE = (
+    *("refusal", "translation", "counting", "two_hop", "sorting"),
+    *("translation", "comparison", "two_hop", "counting"),
+)
+"""Skills of half of these prompts, in turn: what an adapter takes first. Fine-tuning has few questions that nobody can
+answer (one in eighty), so these soon look like questions about itself; of the others a small model is never sure."""
+ASKED, SAMPLES, PAIRS_EACH = 1800, 4, 2
+"""Prompts that it answers before preference, how often each, and the most pairs that are made of these answers."""
 UNSURE = ("counting", "sorting", "comparison", "counting", "sorting", "two_hop", "arithmetic")
 """Skills of these prompts, in turn: of those that a fine-tuned model does often, and not always, rightly."""
 _ANSWER_TOKENS, _LONGEST, _SLOTS = 128, 512, 64
@@ -57,7 +60,7 @@ def write_own_answers(model: Path, data: Path, seed: int, count: int) -> None:
     if out.is_file():
         return
     prompts = [record["conversations"] for record in itertools.islice(records_in(data / "rl.jsonl"), count // 3)]
-    prompts += [record["conversations"] for record in _asked(FRAGILE, seed, count // 5)]
+    prompts += [record["conversations"] for record in _asked(FRAGILE, seed, count // 2)]
     prompts += itertools.islice(_questions(data), count - len(prompts))
     answers = _answers(model, prompts, Sampling(temperature=0.0))
     ended = [[*turns, said] for turns, said in zip(prompts, answers, strict=True) if said is not None]
@@ -68,7 +71,7 @@ def write_own_answers(model: Path, data: Path, seed: int, count: int) -> None:
 
 
 def write_own_pairs(model: Path, data: Path, seed: int, count: int) -> None:
-    """`preference_own.jsonl`: of `SAMPLES` answers to a prompt a right and a wrong one, where it gave both.
+    """`preference_own.jsonl`: of `SAMPLES` answers to a prompt right and wrong ones side by side, where it gave both.
 
     Right answers that the model would never give teach it a fact by heart, wrong ones that it would never give push
     down what is unlikely already, and with it whatever is near. Between two of its own answers there is nothing to
@@ -79,18 +82,20 @@ def write_own_pairs(model: Path, data: Path, seed: int, count: int) -> None:
         return
     prompts = [record for record in _asked(UNSURE, seed, count) for _ in range(SAMPLES)]
     answers = _answers(model, [record["conversations"] for record in prompts], Sampling(temperature=1.0), seed)
-    pairs = []
+    pairs: list[Record] = []
     for first in range(0, len(prompts), SAMPLES):
         record = prompts[first]
+        asked = record["conversations"]
+        labels = {"kind": "own answers", "skill": record["skill"], "language": record["language"]}
         right: list[Message] = []
         wrong: list[Message] = []
         for said in answers[first : first + SAMPLES]:
             if said is not None:
                 (right if judge_record(record, [said]).ok else wrong).append(said)
-        if right and wrong:
-            asked = record["conversations"]
-            labels = {"kind": "own answers", "skill": record["skill"], "language": record["language"]}
-            pairs.append({"chosen": [*asked, right[0]], "rejected": [*asked, wrong[0]], **labels})
+        for better, worse in itertools.islice(zip(right, wrong, strict=False), PAIRS_EACH):
+            pair = {"chosen": [*asked, better], "rejected": [*asked, worse], **labels}
+            if pair not in pairs[-1:]:  # both answers may be the same again
+                pairs.append(pair)
     write_records(out, pairs)
     log.info("  %d pairs of its own answers, from %d questions asked %d times", len(pairs), count, SAMPLES)
 

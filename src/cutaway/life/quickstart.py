@@ -10,7 +10,7 @@ from cutaway.evals.results import Result
 from cutaway.evals.tables import Table
 from cutaway.life import report, town
 from cutaway.life.journal import Journal
-from cutaway.life.own import OWN_ANSWERS, OWN_PAIRS, of_minutes, write_own_answers, write_own_pairs
+from cutaway.life.own import ASKED, OWN_ANSWERS, of_minutes, write_own_answers, write_own_pairs
 from cutaway.life.parts import Part
 from cutaway.life.scoring import ITEMS, Exam, read_exam, said, score
 from cutaway.life.stage import Life, by_hand, train
@@ -78,7 +78,7 @@ def train_and_score(life: Life, step: Step, exam: Callable[[], Exam]) -> None:
     if step.stage == "lora" and before is not None:
         write_own_answers(life.model_of(before), life.data, life.seed, of_minutes(OWN_ANSWERS, life.minutes))
     if step.stage == "dpo" and before is not None:
-        write_own_pairs(life.model_of(before), life.data, life.seed, of_minutes(OWN_PAIRS, life.minutes))
+        write_own_pairs(life.model_of(before), life.data, life.seed, of_minutes(ASKED, life.minutes))
     train(life, step)
     earlier = _scores(life, before, exam()) if before is not None else None
     log.info("  scores: %s", said(_scores(life, step, exam()), step.raises, earlier))

@@ -1,5 +1,7 @@
-"""What a model of the playground can do: some held-out items of every skill, answered greedily, kept beside its run."""
+"""What a model of the playground can do: some held-out items of every skill, answered greedily, and some drawn at
+temperature 1 too; kept beside its run."""
 
+import itertools
 import json
 import logging
 import random
@@ -31,6 +33,11 @@ FORMS = {"identity": "new", "practice": "practice", "tool_practice": "practice"}
 that are never trained, of the last two those that only reinforcement learning asks."""
 DIALOGUE = ("fact", "arithmetic", "comparison", "two_hop", "counting", "sorting", "refusal")
 """Skills of which the pretraining text has dialogues with one line an answer."""
+DRAWN = ("arithmetic", "comparison", "two_hop", "counting", "sorting")
+"""Skills of which up to half the items are asked a second time, for answers that are drawn. Greedy, a model says what
+it holds for likeliest; that right answers became likelier than wrong ones shows where one is drawn, as a chat does."""
+SAMPLED = "sampled"
+"""The score of that."""
 ITEMS = 200
 """Of each skill."""
 WORTH_SAYING = 0.03
@@ -52,6 +59,7 @@ def read_exam(data: Path, world: ToolboxOf, items: int = ITEMS) -> Exam:
         lines = (data / "eval" / f"{skill}.jsonl").read_text(encoding="utf-8").splitlines()
         own = [record for record in map(json.loads, lines) if record["form"] == FORMS.get(skill, "trained")]
         found[skill] = random.Random(skill).sample(own, min(items, len(own)))
+    found[SAMPLED] = [record for skill in DRAWN for record in found[skill][: items // 2]]
     return Exam(found, world)
 
 
@@ -66,14 +74,15 @@ def score(model_directory: Path, exam: Exam, chat: bool, run: Path) -> dict[str,
         model, tokenizer, slots=SLOTS, max_length=min(LONGEST, model.config.max_position_embeddings), frozen=True
     )
     asked = {skill: records for skill, records in exam.records.items() if skill in names}
-    skills = [skill for skill, records in asked.items() for _ in records]
+    drawn = asked.pop(SAMPLED, [])
     every = [record for records in asked.values() for record in records]
-    answered = answer_records(engine, every, exam.world) if chat else go_on_with(engine, every)
-    found = {}
-    for skill in asked:
-        own = [one for one, of in zip(answered, skills, strict=True) if of == skill]
-        found[skill] = result_of(skill, own)
-        save_result(found[skill], run)
+    answers = iter(answer_records(engine, every, exam.world) if chat else go_on_with(engine, every))
+    groups = {skill: list(itertools.islice(answers, len(records))) for skill, records in asked.items()}
+    if drawn:
+        groups[SAMPLED] = answer_records(engine, drawn, sampling=Sampling(temperature=1.0))
+    found = {skill: result_of(skill, answered) for skill, answered in groups.items()}
+    for result in found.values():
+        save_result(result, run)
     return found
 
 

@@ -17,12 +17,13 @@ DATA_MINUTES, TOKENIZER_MINUTES, SCORE_MINUTES, REPORT_MINUTES = 0.3, 0.2, 0.5, 
 MEGABYTES = 24.0
 """Pretraining text and conversations: over twice what two processor cores read in the minutes below."""
 VOCAB_SIZE = 2000
-PASSES = 5
+PASSES = 4
 """Passes over the adapter's own records."""
-TOOL_TALKS = 1000
+TOOL_TALKS = 500
 """Conversations of fine-tuning in which tools are called, beside them: the model's own answers have none."""
-STYLE_PAIRS = 600
-"""Pairs of style (concise, polite, in the format asked for) beside those of its own answers."""
+STYLE_PAIRS, NAME_PAIRS = 100, 400
+"""Pairs of style (concise, polite, in the format asked for) and of its name beside those of its own answers: few, so
+that most of so short a stage is about these."""
 HELD = 400
 """Prompts about who it is, and to refuse, among those of reinforcement learning, so that it holds what it learnt."""
 
@@ -65,7 +66,7 @@ RATES: dict[str, dict[str, Any]] = {
 """Many small steps: in so short a run their number counts for more than how smooth each is."""
 TRAINING = {"pretrain": 0.58, "sft": 0.42}
 """Shares of the time for the two long stages."""
-LONG_MINUTES = 8.9
+LONG_MINUTES = 8.5
 """Pretraining and fine-tuning together."""
 ONLY_AT_THE_ENDS = 1_000_000
 """Steps between evaluations, where they would take too much of so short a stage."""
@@ -91,24 +92,31 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "lora",
         ("lora_mixed.jsonl", "lora_own.jsonl"),
-        1.3,
+        1.4,
         "a small adapter learns who it is, and is merged into the model",
         ("identity",),
-        {**_KEEP, "rank": 8, "batch_tokens": 4096, "adam_lr": 1e-3, "holdout_tokens": 2048},
-        share=0.9,
+        {
+            **_KEEP,
+            "rank": 16,
+            "alpha": 64.0,
+            "batch_tokens": 4096,
+            "adam_lr": 1e-3,
+            "holdout_tokens": 2048,
+            "eval_every": ONLY_AT_THE_ENDS,
+        },
     ),
     Step(
         "dpo",
         ("preference_own.jsonl", "preference_held.jsonl"),
         0.5,
         "preference: of two answers, the better one becomes likelier",
-        ("arithmetic", "comparison", "two_hop", "counting", "sorting"),
+        ("sampled",),
         {
             **_KEEP,
-            "adam_lr": 3e-5,
+            "adam_lr": 1e-4,
             "batch_tokens": 4096,
             "row_length": 512,
-            "nll_weight": 0.5,
+            "nll_weight": 1.0,
             "holdout_tokens": 16384,
             "eval_every": ONLY_AT_THE_ENDS,
         },
@@ -137,7 +145,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "agent",
         ("agent_mixed.jsonl", "rl_held.jsonl"),
-        1.7,
+        1.6,
         "reinforcement learning over several turns with tools",
         ("tool_practice",),
         {

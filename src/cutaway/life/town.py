@@ -3,13 +3,14 @@
 import functools
 import itertools
 import json
+import random
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cutaway.life.keeping import held_pairs, held_prompts, mixed_tasks, records_in, tool_talks, write_records
-from cutaway.life.steps import LIFE_MINUTES, MEGABYTES, PASSES, STYLE_PAIRS, TOOL_TALKS, VOCAB_SIZE
+from cutaway.life.steps import LIFE_MINUTES, MEGABYTES, NAME_PAIRS, PASSES, STYLE_PAIRS, TOOL_TALKS, VOCAB_SIZE
 from cutaway.playground.alignment import KINDS
 from cutaway.playground.evaluation import toolboxes_beside
 from cutaway.playground.world import make_world
@@ -37,7 +38,9 @@ def write_data(data: Path, seed: int, size_mb: float) -> dict[str, Any]:
     beside = tool_talks(data, round(TOOL_TALKS * size_mb / MEGABYTES))
     write_records(data / "lora_mixed.jsonl", [*own * PASSES, *beside])
     style = (pair for pair in records_in(data / "preference.jsonl") if pair["kind"] != KINDS[0])
-    write_records(data / "preference_held.jsonl", [*itertools.islice(style, STYLE_PAIRS), *held_pairs(settings)])
+    who = list(held_pairs(settings))
+    random.Random(seed).shuffle(who)
+    write_records(data / "preference_held.jsonl", [*itertools.islice(style, STYLE_PAIRS), *who[:NAME_PAIRS]])
     world = make_world(seed)
     write_records(data / "rl_held.jsonl", held_prompts(world, settings))
     write_records(data / "agent_mixed.jsonl", mixed_tasks(data, world, settings))
