@@ -199,6 +199,7 @@ def test_drawn_answers_are_a_score_of_their_own(tmp_path: Path, monkeypatch: pyt
     exam = scoring.read_exam(tmp_path, lambda record: None, 6)
     drawn = Counter(record["id"].split("/")[0] for record in exam.records["sampled"])
     assert drawn == {"arithmetic": 3, "comparison": 3, "two_hop": 2, "counting": 3, "sorting": 3}
+    assert set(drawn) == set(own.UNSURE)  # what the pairs of its own answers are about
     asked: dict[float, int] = {}
 
     def answer(

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cutaway.evals.verified import judge_record
+from cutaway.evals.verified import GREEDY, judge_record
 from cutaway.generation.conversation import answer_message, answer_prompt
 from cutaway.generation.engine import Engine
 from cutaway.generation.generate import generate
@@ -62,7 +62,7 @@ def write_own_answers(model: Path, data: Path, seed: int, count: int) -> None:
     prompts = [record["conversations"] for record in itertools.islice(records_in(data / "rl.jsonl"), count // 3)]
     prompts += [record["conversations"] for record in _asked(FRAGILE, seed, count // 2)]
     prompts += itertools.islice(_questions(data), count - len(prompts))
-    answers = _answers(model, prompts, Sampling(temperature=0.0))
+    answers = _answers(model, prompts, GREEDY)
     ended = [[*turns, said] for turns, said in zip(prompts, answers, strict=True) if said is not None]
     log.info("  %d of %d answers of its own ended; the adapter is to leave them so", len(ended), len(prompts))
     if not ended:  # as of a model that was trained for seconds: what it was told it should say, then

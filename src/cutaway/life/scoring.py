@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.evals.results import FOLDER, Result, load_results, save_result
-from cutaway.evals.verified import Answered, answer_records, judge_record, result_of
+from cutaway.evals.verified import GREEDY, Answered, answer_records, judge_record, result_of
 from cutaway.generation.engine import Engine
 from cutaway.generation.generate import document_prompt, generate
 from cutaway.generation.sampling import Sampling
@@ -95,7 +95,7 @@ def go_on_with(engine: Engine, records: Sequence[Mapping[str, Any]]) -> list[Ans
         colon, question = language.pick(":", "："), record["conversations"][-1]["content"]
         text = f"{first}{colon}{language.pick(' ', '')}{question}\n{second}{colon}"
         prompts.append(document_prompt(text, engine.tokenizer))
-    done = generate(engine, prompts, sampling=Sampling(temperature=0.0), max_new_tokens=LINE_TOKENS, stop=("\n",))
+    done = generate(engine, prompts, sampling=GREEDY, max_new_tokens=LINE_TOKENS, stop=("\n",))
     turns: list[list[Message]] = [[{"role": "assistant", "content": one.text.strip()}] for one in done]
     return [judge_record(record, said) for record, said in zip(records, turns, strict=True)]
 
