@@ -1,6 +1,6 @@
 """What `nano` learns of the playground in under ten minutes: every skill, in trained and never trained forms.
 
-python benchmarks/playground.py --out runs/bench/playground --seeds 0 1 2 [--minutes 9.3]
+python benchmarks/playground.py --out runs/bench/playground --seeds 0 1 2 [--minutes 8.2]
 
 For each seed: the first parts of a quickstart (data, with its MB/s of a core; vocabulary; pretraining and fine-tuning
 within the minutes), how often the text that was read states each fact, and greedy answers to every evaluation set and

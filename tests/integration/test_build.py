@@ -164,3 +164,5 @@ def test_where_sets_are_and_what_is_left_out(tmp_path: Path) -> None:
     assert build.build_life(tmp_path, load_recipe("mini"), 7, 0.0, with_lora).steps[2].settings == {"epochs": 1.0}
     assert build.size_of(sources, "sft") == 1.7e9
     assert build.size_of(sources, "pretrain") is None
+    small = build.Sources({**names, "lora": ("lora_identity",)})  # type: ignore[dict-item]
+    assert build.size_of(small, "lora") == 23e3 * build.PASSES * (1 + build.REPLAY * build.LONGER)

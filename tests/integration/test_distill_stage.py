@@ -1,5 +1,6 @@
 """Distillation: what is measured against the teacher, what is kept of it, what the student writes, users' mistakes."""
 
+import dataclasses
 import logging
 import shutil
 from pathlib import Path
@@ -120,10 +121,12 @@ def test_written_answers_stand_behind_questions_of_the_data(blank: Path, town: T
     run = RunSettings(data=(str(town.sft_data),))
     data = supervised.read_data("sft", chosen, run, tokenizer, ALONE)
     network = Network(model, ALONE, torch.float32)
+    questions = written.questions(data[0], data[1].tolist(), chosen)
     asked = {tuple(data[0].tokens(i).tolist()) for i in data[1]}
 
     def mixed() -> written.MixedSource:
-        return written.mixed_in(supervised.row_source(data[0], data[1], chosen, ALONE, 2), network, tokenizer, chosen)
+        rows = supervised.row_source(data[0], data[1], chosen, ALONE, 2)
+        return written.MixedSource(rows, questions, network, tokenizer, chosen)
 
     source, again, third = mixed(), mixed(), mixed()
     try:
@@ -149,6 +152,22 @@ def test_written_answers_stand_behind_questions_of_the_data(blank: Path, town: T
     finally:
         for one in (source, again, third):
             one.close()
+
+
+def test_questions_without_room_are_counted(blank: Path, town: Town, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = Tokenizer.load(blank)
+    chosen = recipe(blank, on_policy=0.5, max_new_tokens=1).distill
+    cache, documents, *_ = supervised.read_data(
+        "sft", chosen, RunSettings(data=(str(town.sft_data),)), tokenizer, ALONE
+    )
+    lengths = sorted(len(one) for one in written.questions(cache, documents.tolist(), chosen))
+    caplog.clear()
+    tight = dataclasses.replace(chosen, max_new_tokens=chosen.row_length + 1 - lengths[len(lengths) // 2])
+    with caplog.at_level(logging.INFO, "cutaway"):
+        kept = written.questions(cache, documents.tolist(), tight)
+    left_out = sum(length > lengths[len(lengths) // 2] for length in lengths)
+    assert 0 < left_out == len(lengths) - len(kept)
+    assert f"{left_out} of {len(lengths)} questions are not asked" in caplog.text
 
 
 IDS = st.lists(st.integers(1, 99), min_size=1, max_size=5)
@@ -197,6 +216,7 @@ def test_mistakes_are_one_line(
         ([*ready, "--teacher", str(tmp_path / "none")], "no model directory"),
         ([*ready, "--teacher", str(stranger)], "the teacher has another tokenizer than the student"),
         ([*able, "--temperature", "0"], "temperature is 0.0, must be above 0"),
+        ([*able, "--beta", "0.2"], "beta means nothing to divergence forward_kl"),
         ([*able, "--ce-weight", "2"], "ce_weight is 2.0, must be between 0 and 1"),
         ([*able, "--top-k", "8", "--divergence", "reverse_kl"], "top_k keeps too little for reverse_kl"),
         ([*able, "--top-k", "8", "--on-policy", "0.5"], "one of both"),

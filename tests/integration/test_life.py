@@ -247,8 +247,8 @@ def test_own_answers_that_did_not_end_are_left_out(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(own, "_answers", answers)
     own.write_own_answers(tmp_path, tmp_path, 0, 10)
-    fragile = [record["conversations"][-1]["content"] for record in own._asked(own.FRAGILE, 0, 5)]
-    questions = ["rl 0", "rl 1", "rl 2", *fragile, *(f"sft {i}" for i in range(2))]
+    fragile = [record["conversations"][-1]["content"] for record in own._asked(own.FRAGILE, 0, 6)]
+    questions = ["rl 0", "rl 1", *fragile, *(f"sft {i}" for i in range(2))]
     assert [turns[-1]["content"] for turns in asked] == questions
     found = list(keeping.records_in(tmp_path / "lora_own.jsonl"))
     assert [[turn["content"] for turn in one["conversations"]] for one in found] == [
@@ -313,7 +313,8 @@ def test_tasks_it_knows_stand_beside_those_it_is_to_learn(tmp_path: Path) -> Non
     write_records(tmp_path / "agent.jsonl", agent_tasks(world, 0, settings.languages, 36))
     tasks = list(keeping.mixed_tasks(tmp_path, world, settings))
     levels = Counter(str(task["level"]) for task in tasks)
-    assert levels == {"2": 12, "3": 12, "known 2": 9, "known 3": 6}
+    assert levels == {"2": 12, "3": 12, "known 2": 18, "known 3": 6}
+    assert len({task["id"] for task in tasks}) == len(tasks)
     assert len({task["id"] for task in tasks}) == len(tasks)
 
 

@@ -85,6 +85,9 @@ def test_a_bad_task_is_one_line_with_its_place(mistake: str, tmp_path: Path) -> 
         read_tasks(path)
     assert str(caught.value).startswith(f"{path}:2: ") and reason in str(caught.value)
     assert len(read_tasks(path, skip_bad=1)) == 1
+    path = write_jsonl(path, [rl("q", gt="1"), record, {"question": "no conversation"}])  # counted together
+    with pytest.raises(UserError, match=r"bad record 2, --skip-bad 1 allows no more"):
+        read_tasks(path, skip_bad=1)
 
 
 def test_the_engine_answers_in_the_order_of_the_tasks() -> None:

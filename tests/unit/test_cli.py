@@ -60,6 +60,7 @@ MISTAKES = {
     "no choice": (["pretrain", "--optimizer", "sgd"], "--optimizer is 'sgd', must be one of 'auto', 'muon', 'adamw'"),
     "no value": (["pretrain", "--out"], "--out needs a value"),
     "two horizons": (["sft", "--steps", "3", "--epochs", "1"], "--steps and --epochs both set the horizon"),
+    "a list twice": (["sft", "--data", "a", "--data=b", "--out", "{tmp}/run"], "--data stands there twice"),
     "nothing": (["pretrain"], "--out is missing"),
     "no data": (["pretrain", "--out", "{tmp}/run"], "--data is missing"),
     "no recipe": (["pretrain", "--recipe", "nana"], "no recipe 'nana'"),

@@ -81,7 +81,8 @@ def test_derived_values_are_said_and_given_ones_kept() -> None:
     [
         ({"beta": 0.0}, "beta is 0.0, must be above 0"),
         ({"label_smoothing": 0.5}, "label_smoothing is 0.5"),
-        ({"gamma": -1.0}, "gamma is -1.0"),
+        ({"loss": "simpo", "gamma": -1.0}, "gamma is -1.0"),
+        ({"gamma": 0.5}, "gamma means nothing to loss dpo"),
         ({"reference": "live"}, "needs an adapter"),
         ({"loss": "kto", "label_smoothing": 0.1}, "label_smoothing means nothing to loss kto"),
         ({"desirable_weight": 2.0}, "desirable_weight means nothing to loss dpo"),

@@ -295,6 +295,20 @@ def test_cancelling_frees_the_slot_and_disturbs_nobody() -> None:
     assert [done[i].ids for i in ids[1:]] == [alone(request).ids for request in requests()[7:9]]
 
 
+def test_a_prompt_whose_step_failed_is_computed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keys and values are not there, so the same prompt must not begin with them."""
+    engine = Engine(tiny_model(), tiny_tokenizer(), slots=2, frozen=True)
+    request = Request(list(range(5, 45)), max_new_tokens=6, temperature=0)
+    with monkeypatch.context() as broken:
+        broken.setattr(engine.cache, "reserve", lambda length: (_ for _ in ()).throw(MemoryError))
+        failed = engine.submit(request)
+        with pytest.raises(MemoryError):
+            engine.step()
+    engine.cancel(failed)
+    again = run_one(engine, request)
+    assert again.reused == 0 and again.ids == alone(request).ids
+
+
 def test_streaming_gives_the_completion_and_leaves_others_alone() -> None:
     engine = new_engine(2)
     other = engine.submit(requests()[1])

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers
 
+from cutaway.data.formats import BadCounter
 from cutaway.errors import UserError
 from cutaway.evals.multiple_choice import (
     Asking,
@@ -192,6 +193,9 @@ def test_a_bad_item_is_one_line_with_its_place(mistake: str, tmp_path: Path) -> 
         read_items(path)
     assert str(caught.value) == f"{path}:2: {reason}"
     assert [item.line for item in read_items(path, skip_bad=1)] == [1, 3]
+    path = write_jsonl(path, [RECORD, record, {"question": "no choices"}])  # of either kind, they count together
+    with pytest.raises(UserError, match=r"bad record 2, --skip-bad 1 allows no more"):
+        read_items(path, skip_bad=1)
 
 
 def test_wrong_choices_may_stand_twice(tmp_path: Path) -> None:
@@ -212,6 +216,9 @@ def test_text_outside_the_vocabulary_is_one_line_with_its_place(tmp_path: Path) 
     foreign = Tokenizer(words.to_str())
     with pytest.raises(UserError, match=r"set\.jsonl:2: text that the vocabulary has no token for"):
         score(model, foreign, "set", items, Asking("bare"))
+    assert score(model, foreign, "set", items, Asking("bare"), bad=BadCounter(1)).items == items[:1]
+    with pytest.raises(UserError, match="set: no usable item"):
+        score(model, foreign, "set", items[1:], Asking("bare"), bad=BadCounter(1))
 
 
 def test_without_worked_examples_there_are_no_shots() -> None:

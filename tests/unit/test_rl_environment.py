@@ -153,6 +153,28 @@ def test_a_tool_that_hangs_is_an_observation_and_holds_up_nobody() -> None:
     assert [episode.ending for episode in episodes] == ["answered", "answered"]
 
 
+def test_tools_remember_what_an_earlier_turn_of_their_episode_did() -> None:
+    made: list[list[str]] = []
+
+    def toolbox_of(record: Any) -> Toolbox:
+        made.append([])
+        shelf = made[-1]
+
+        def price(item: str) -> int:
+            """How many were asked for so far."""
+            shelf.append(item)
+            return len(shelf)
+
+        return Toolbox([price])
+
+    calls = [{"tool_calls": [{"name": "price", "arguments": {"item": "cat"}}]}] * 2
+    engine = Script(*calls, {"content": "two"})
+    episodes = [Episode(Prompt(str(i), {"conversations": [USER]}, [1, 2]), i) for i in range(2)]
+    play(engine, TOKENIZER, episodes, Limits(64, 512, 3), 1.0, toolbox_of)
+    assert [[result.text for result in one.results] for one in episodes] == [["1", "2"], ["1", "2"]]
+    assert len(made) == 2  # and not those of another episode
+
+
 def test_limits() -> None:
     forever = run(Script(call()), turns=3)
     assert (forever.ending, forever.turns, len(forever.results)) == ("turns", 3, 2)

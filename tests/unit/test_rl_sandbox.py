@@ -70,6 +70,13 @@ def test_time_and_memory_are_limited() -> None:
     assert run_code("x = bytearray(10**9)") == (False, "MemoryError")
 
 
+def test_an_exit_code_is_the_program_s_own() -> None:
+    """64 is what the sandbox says of itself where it cannot be one."""
+    assert run_code("raise SystemExit(64)") == (False, "exit code 1")
+    assert run_code("raise SystemExit(7)", well=7) == (True, "ended well")
+    assert run_code("", well=7) == (False, "exit code 0")
+
+
 def test_what_an_answer_earns() -> None:
     def episode(text: str, tests: str | None) -> Episode:
         record = {"conversations": [{"role": "user", "content": "write f"}], "tests": tests}
@@ -85,4 +92,6 @@ def test_what_an_answer_earns() -> None:
         [episode(right, tests), episode(wrong, tests), episode("no code", tests), episode(right, None)]
     )
     assert found[:3] == [1.0, 0.0, 0.0]
+    early = [f"```python\n{line}\n```" for line in ("raise SystemExit", "import os\nos._exit(0)")]
+    assert passes_tests([episode(text, tests) for text in early]) == [0.0, 0.0]
     assert math.isnan(found[3])

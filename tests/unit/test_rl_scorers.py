@@ -44,7 +44,9 @@ def test_a_judge_and_its_failures() -> None:
     with stand_in(repeat) as server:
         judge = Judge(server.url + "/v1", "judge")
         found = judge([dialogue(text) for text in ("7", "Score: 10", "12", "broken", "none")])
+        same = judge([dialogue(text) for text in ("8/10", "8 out of 10", "**8** / 10.", "Score: 8/10")])
     assert found[:2] == [0.7, 1.0]
     assert all(math.isnan(value) for value in found[2:])
+    assert same == [0.8] * 4
     with pytest.raises(UserError, match="http"):
         Judge("localhost", "judge")

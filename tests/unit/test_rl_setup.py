@@ -10,10 +10,12 @@ import torch
 from cutaway.errors import UserError
 from cutaway.model.reward import RewardModel
 from cutaway.model.weights import save_model
+from cutaway.recipe.recipe import RunSettings
 from cutaway.recipe.rl import GRPOSettings, SPOSettings
 from cutaway.rl import setup
 from cutaway.rl.setup import idle, make_rewards, resolve
 from cutaway.training.distributed import Ranks
+from data_helpers import write_jsonl
 from generation_helpers import tiny_model, tiny_tokenizer
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -53,6 +55,15 @@ def test_a_reward_model_with_another_tokenizer_is_refused(tmp_path: Path, monkey
     monkeypatch.setattr(type(tokenizer), "fingerprint", property(lambda self: str(id(self))))
     with pytest.raises(UserError, match="another tokenizer than the policy"):
         make_rewards(settings, tokenizer, ALONE)
+
+
+def test_prompts_are_held_out_only_where_a_verifier_can_judge_them(tmp_path: Path) -> None:
+    user = [{"role": "user", "content": "the cat"}]
+    data = write_jsonl(tmp_path / "rl.jsonl", [{"conversations": user, "gt": str(i)} for i in range(10)])
+    run = RunSettings(data=(str(data),))
+    for rewards, expected in ((("verifier",), (6, 4)), (("length",), (10, 0)), (("length", "partial"), (6, 4))):
+        settings, _, _ = resolve(GRPOSettings(steps=1, rewards=rewards, holdout_prompts=4))
+        assert tuple(map(len, setup.read_both(settings, run, tiny_tokenizer()))) == expected
 
 
 def test_a_judge_is_sent_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -416,6 +416,11 @@ def test_cors_is_for_the_origins_named() -> None:
         for origin, allowed in (("https://example.org", True), ("https://example.com", False)):
             answer = httpx.options(server.url + CHAT, headers=ask | {"Origin": origin})
             assert (answer.headers.get("access-control-allow-origin") == origin) is allowed
+        refused = httpx.post(server.url + CHAT, json={}, headers={"Origin": "https://example.org"})
+        assert refused.status_code == 401  # which the page may read
+        assert refused.headers["access-control-allow-origin"] == "https://example.org"
+        counted = httpx.get(server.url + "/metrics", headers={"Authorization": "Bearer k"}).text
+        assert 'cutaway_requests_total{path="/v1/chat/completions",status="401"} 1' in counted
     with live(make_app(Models([served()]))) as server:
         answer = httpx.options(server.url + CHAT, headers=ask | {"Origin": "https://example.org"})
         assert answer.status_code == 405 and "access-control-allow-origin" not in answer.headers

@@ -8,7 +8,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -38,7 +38,8 @@ class _RecipeFlag:
     """Where the defaults below come from."""
 
     recipe: str = "nano"
-    """A built-in recipe (nano, mini, small) or the path of a recipe file; with --resume, the run's own recipe.toml."""
+    """A built-in recipe (nano, mini, small, small-moe) or the path of a recipe file; with --resume, the run's own
+    recipe.toml."""
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,27 @@ def parse(
     try:
         with contextlib.redirect_stderr(errors), _wide_terminal("--help" in argv or "-h" in argv):
             flags: Flags = tyro.cli(cls, args=list(argv), prog=prog, **options)
-            return flags
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UserError(f"{prog}: {one_line(errors.getvalue(), argv)} (see {prog} --help)") from None
+    for name in _with_several_values(flags):
+        flag = f"--{name.replace('_', '-')}"
+        if sum(argument.partition("=")[0].replace("_", "-") == flag for argument in argv) > 1:
+            raise UserError(
+                f"{prog}: {flag} stands there twice, and only the last would count: give all values after one"
+            )
+    return flags
+
+
+def _with_several_values(flags: Any) -> Iterator[str]:
+    """Names of the settings, of those inside others too, that take a list."""
+    for field in fields(flags):
+        value = getattr(flags, field.name)
+        if isinstance(value, tuple):
+            yield field.name
+        elif is_dataclass(value):
+            yield from _with_several_values(value)
 
 
 @contextlib.contextmanager

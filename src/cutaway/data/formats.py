@@ -43,6 +43,11 @@ class BadCounter:
         self.allowed = allowed
         self.count = 0
 
+    @classmethod
+    def of(cls, allowed: "int | BadCounter") -> "BadCounter":
+        """A new counter, or the one given, which others count with."""
+        return allowed if isinstance(allowed, BadCounter) else cls(allowed)
+
     def add(self, file: str, line: int, reason: str) -> None:
         """Raises UserError `file:line: reason` when there are more than allowed."""
         self.count += 1
@@ -52,12 +57,12 @@ class BadCounter:
         log.warning("%s:%d: %s (skipped)", file, line, reason)
 
 
-def read_records(paths: Iterable[str | Path], kind: Kind | None, skip_bad: int = 0) -> Iterator[Record]:
+def read_records(paths: Iterable[str | Path], kind: Kind | None, skip_bad: int | BadCounter = 0) -> Iterator[Record]:
     """Valid records of all files in order, of that kind or of any.
 
     Raises UserError for a missing, empty or corrupt file, and `file:line: reason` for a bad record beyond `skip_bad`.
     """
-    bad = BadCounter(skip_bad)
+    bad = BadCounter.of(skip_bad)
     for path in paths:
         for item in raw_records(path):
             try:

@@ -69,6 +69,12 @@ class RemoteFile:
     """SHA-256 (64 hexadecimal digits), git's SHA-1 (40), or nothing that can be checked."""
 
 
+def minimind_bytes(name: str) -> float:
+    """The size of one of `MINIMIND_FILES`."""
+    number, unit = MINIMIND_FILES[name].split(",")[0].split()
+    return float(number) * {"GB": 1e9, "MB": 1e6, "KB": 1e3}[unit]
+
+
 def get(name: str, out: Path, source: str = "hf") -> list[Path]:
     """Fetch a data set by name, or `owner/name` with an optional `:file` (which may be a pattern), into a folder.
 

@@ -21,8 +21,7 @@ from cutaway.data.hashing import content_hash, derive_key, keyed_order, mix64
 from cutaway.data.packing import pack_best_fit
 from cutaway.data.scripts import ScriptMix, convert_conversation, parse_scripts
 from cutaway.errors import UserError
-from cutaway.tokenization.chat import render
-from cutaway.tokenization.foreign import render_foreign
+from cutaway.tokenization.foreign import render_as_trained
 from cutaway.tokenization.messages import Message, normalise
 from cutaway.tokenization.tokenizer import Tokenizer
 
@@ -133,11 +132,10 @@ def _tokenise(value: dict[str, Any], tokenizer: Tokenizer, mix: ScriptMix, seed:
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
     answers = []
-    written = render if tokenizer.is_native else render_foreign
     for conversation in (chosen, rejected):
         if not any(_says_something(turn) for turn in conversation[shared:]):
             return None, "empty"
-        rendered = written(conversation, tokenizer)
+        rendered = render_as_trained(conversation, tokenizer)
         trained = np.array(rendered.mask, np.uint8)
         # Headers, which are not trained, lie between answers: those of the prompt are the first stretches.
         before = sum(turn["role"] == "assistant" for turn in conversation[:shared])

@@ -61,7 +61,7 @@ def read_tasks(
     """
     bad = BadCounter(skip_bad)
     tasks: list[Task] = []
-    for record in read_records([path], "rl", skip_bad):
+    for record in read_records([path], "rl", bad):
         value = _fill(record.value, names or {})
         try:
             turns = normalise(value["conversations"])

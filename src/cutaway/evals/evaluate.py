@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from cutaway.data.formats import raw_records
+from cutaway.data.formats import BadCounter, raw_records
 from cutaway.data.records import BadRecordError, detect_kind, parse_json
 from cutaway.errors import UserError
 from cutaway.evals import results, sets
@@ -153,12 +153,12 @@ def check(task: str, settings: EvalSettings) -> None:
 
 def _choice(subject: Subject, task: str, name: str, tell: Callable[[int, int], None] | None) -> Result:
     settings = subject.settings
-    items = sets.load(task, settings.skip_bad)[: settings.limit]
+    bad = BadCounter(settings.skip_bad)
+    items = sets.load(task, bad)[: settings.limit]
     asking = Asking(settings.style or sets.style_of(name), language_of(items), settings.shots, settings.chat)
     pool = _pool(task, name, settings)
-    scored = score(
-        subject.engine.source, subject.tokenizer, name, items, asking, pool, dtype=settings.dtype, progress=tell
-    )
+    model, tokenizer = subject.engine.source, subject.tokenizer
+    scored = score(model, tokenizer, name, items, asking, pool, dtype=settings.dtype, progress=tell, bad=bad)
     return results.of_choice(scored, summarise(scored))
 
 

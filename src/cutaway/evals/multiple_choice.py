@@ -57,15 +57,15 @@ class Item:
         return "\n".join((self.question, *self.choices))
 
 
-def read_items(path: str | Path, skip_bad: int = 0) -> list[Item]:
+def read_items(path: str | Path, skip_bad: int | BadCounter = 0) -> list[Item]:
     """The items of a file. Beside what the format asks for, every choice must say something, and the right one
     something of its own (of the wrong ones, some stand twice in published sets).
 
     Raises UserError, `file:line: reason`, for a bad item beyond `skip_bad`.
     """
-    bad = BadCounter(skip_bad)
+    bad = BadCounter.of(skip_bad)
     items: list[Item] = []
-    for record in read_records([path], "multiple_choice", skip_bad):
+    for record in read_records([path], "multiple_choice", bad):
         value = record.value
         subject, of = str(value.get("subject", "")), str(value.get("set", ""))
         choices = tuple(value["choices"])
@@ -185,11 +185,12 @@ def score(
     dtype: torch.dtype = torch.float32,
     batch_tokens: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    bad: BadCounter | None = None,
 ) -> Scored:
     """Ask all items. `pool` holds worked examples (`pick_examples`).
 
     Raises UserError where examples are wanted and none fit, and `file:line: reason` for text that the model's
-    vocabulary cannot express.
+    vocabulary cannot express, beyond what `bad` allows; such items are left out.
     """
     examples = [pick_examples(item, pool, asking.shots, name) if asking.shots else [] for item in items]
     if asking.shots and not all(examples):
@@ -198,10 +199,16 @@ def score(
             f"{missing.file}:{missing.line}: no worked example for it (set {name!r}): name a file that has some with "
             "--fewshot, or ask with --shots 0"
         )
-    queries = _queries(tokenizer, items, examples, asking)
-    for item, query in zip(items, queries, strict=True):
+    bad = bad or BadCounter()
+    asked: list[tuple[Item, Query]] = []
+    for item, query in zip(items, _queries(tokenizer, items, examples, asking), strict=True):
         if reason := _unfit(query, tokenizer, model):
-            raise UserError(f"{item.file}:{item.line}: {reason}")
+            bad.add(item.file, item.line, reason)
+        else:
+            asked.append((item, query))
+    if not asked:
+        raise UserError(f"{name}: no usable item")
+    items, queries = [item for item, _ in asked], [query for _, query in asked]
     scores = loglikelihoods(model, queries, dtype=dtype, batch_tokens=batch_tokens, progress=progress)
     lengths: dict[str, list[Any]] = {rule: [] for rule in RULES}
     for item, query in zip(items, queries, strict=True):

@@ -100,7 +100,7 @@ def set_name(task: str) -> str:
     return re.sub(r"\.(jsonl|parquet)(\.\w+)?$", "", Path(task).name).removeprefix("eval_")
 
 
-def load(task: str, skip_bad: int = 0, examples: bool = False) -> list[Item]:
+def load(task: str, skip_bad: int | BadCounter = 0, examples: bool = False) -> list[Item]:
     """The items of a file, or of a named set from the hub (`examples`: its split for worked examples).
 
     Raises UserError for what is neither, and where the hub cannot be reached.
@@ -111,7 +111,7 @@ def load(task: str, skip_bad: int = 0, examples: bool = False) -> list[Item]:
         return read_items(task, skip_bad)
     own = SETS[task]
     items: list[Item] = []
-    bad = BadCounter(skip_bad)
+    bad = BadCounter.of(skip_bad)
     for subject, path in _files(own, own.examples if examples else own.split):
         for count, row in enumerate(_rows(path), start=1):
             if examples and count > MAX_EXAMPLES:

@@ -345,9 +345,11 @@ class Engine:
     def _leave(self, slot: int) -> None:
         """Free a slot: the last running row moves there, and what the slot held moves behind, for later prompts."""
         last = len(self._running) - 1
-        # The token sampled last was never fed back, so it is not stored.
         for i in {slot, last}:
-            self._stored[i] = (self._running[i].prompt + self._running[i].ids)[: self._running[i].length - 1]
+            # The token sampled last was never fed back, so it is not stored. A row without any is one whose prompt may
+            # not have been computed, since its step failed: what is stored is known already.
+            if self._running[i].ids:
+                self._stored[i] = (self._running[i].prompt + self._running[i].ids)[: self._running[i].length - 1]
         self._left[slot] = next(self._clock)
         self._exchange(slot, last)
         self._running[slot] = self._running[last]

@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 
 from cutaway.model.reward import load_reward_model
-from cutaway.tokenization.chat import render
-from cutaway.tokenization.foreign import render_foreign
+from cutaway.tokenization.foreign import answered_ids
 from cutaway.tokenization.messages import Message
 from cutaway.tokenization.tokenizer import Tokenizer
 
@@ -25,13 +24,7 @@ class Scorer:
 
     def score(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
         """How good the last answer of each conversation is; only differences between answers to one prompt say much."""
-        written = render if self.tokenizer.is_native else render_foreign
-        rows = []
-        for conversation in conversations:
-            rendered = written(conversation, self.tokenizer)
-            last = max(i for i, trained in enumerate(rendered.mask) if trained)
-            rows.append(rendered.ids[: last + 1])
-        return self.score_ids(rows)
+        return self.score_ids([answered_ids(conversation, self.tokenizer) for conversation in conversations])
 
     @torch.inference_mode()
     def score_ids(self, rows: Sequence[Sequence[int]]) -> list[float]:

@@ -27,7 +27,7 @@ from cutaway.life import report
 from cutaway.life.journal import Journal
 from cutaway.life.parts import Part
 from cutaway.life.stage import Life, by_hand, train
-from cutaway.life.steps import PASSES, Stage, Step
+from cutaway.life.steps import Stage, Step
 from cutaway.model.weights import write_text
 from cutaway.recipe.recipe import Recipe
 from cutaway.tokenization.train import train_tokenizer
@@ -41,6 +41,8 @@ PUBLISHED: dict[Stage, str] = {
     "grpo": "agent_rl_math",
 }
 """Where nothing else is named: MiniMind's sets."""
+PASSES = 4
+"""Times that the adapter's own records stand in its file."""
 REPLAY = 1.5
 """Records of fine-tuning beside each of the adapter's own, never the same twice: else it takes every unusual question
 for one about itself."""
@@ -55,6 +57,8 @@ SAYS: dict[Stage, str] = {
 RAISES: dict[Stage, tuple[str, ...]] = {"lora": ("identity.answers",)}
 RL_STEPS = 200
 """Updates of reinforcement learning, where the recipe says nothing."""
+LONGER = 3.0
+"""About how many times as long as a record on who the model is one of fine-tuning is."""
 COMPRESSION = 3.5
 """About how many bytes of text one of a compressed file holds."""
 LORA_FILE = "lora_and_replay.jsonl"
@@ -125,17 +129,17 @@ def build_parts(life: Life, sources: Sources, tasks: Sequence[str], asked: EvalS
 
 
 def size_of(sources: Sources, stage: Stage) -> float | None:
-    """About how many bytes of text a stage's sets have; None where that is not known before they are fetched."""
+    """About how many bytes of text a stage's sets have; None where that is not known before they are fetched. The
+    adapter's are repeated, and have longer records of fine-tuning beside them."""
     total = 0.0
     for entry in sources.names[stage]:
         if entry in hub.MINIMIND_FILES:
-            number, unit = hub.MINIMIND_FILES[entry].split(",")[0].split()
-            total += float(number) * {"GB": 1e9, "MB": 1e6, "KB": 1e3}[unit]
+            total += hub.minimind_bytes(entry)
         elif Path(entry).is_file():
             total += Path(entry).stat().st_size * (1 if entry.endswith(".jsonl") else COMPRESSION)
         else:
             return None
-    return total
+    return total * PASSES * (1 + REPLAY * LONGER) if stage == "lora" else total
 
 
 def _fetched(sources: Sources) -> list[str]:

@@ -38,13 +38,15 @@ def held_prompts(world: World, settings: PlaygroundSettings) -> Iterator[Record]
 
 
 def mixed_tasks(data: Path, world: World, settings: PlaygroundSettings) -> Iterator[Record]:
-    """The tasks of two and three calls, which are there to be learnt, and beside every three of them two such tasks in
-    a form that the model can solve already: dynamic sampling leaves those alone until they begin to fail. They do
-    where it learns the total of two prices before it learns to name both, and then always adds."""
+    """The tasks of two and three calls, which are there to be learnt, and beside them such tasks in a form that the
+    model can solve already: dynamic sampling leaves those alone until they begin to fail. They do where it learns the
+    total of two prices before it learns to name both, and then always adds; so those of two calls stand there twice."""
     new = [record for record in records_in(data / "agent.jsonl") if record["level"] > 1]
     yield from new
     known = agent_tasks(world, settings.seed, settings.languages, len(new), "train")
-    yield from ({**record, "level": f"known {record['level']}"} for record in known if record["level"] > 1)
+    for record in (record for record in known if record["level"] > 1):
+        for turn in range(2 if record["level"] == 2 else 1):
+            yield {**record, "id": f"{record['id']}/known/{turn}", "level": f"known {record['level']}"}
 
 
 def held_pairs(settings: PlaygroundSettings) -> Iterator[Record]:

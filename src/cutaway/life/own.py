@@ -28,14 +28,15 @@ from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.precision import pick_device
 
 log = logging.getLogger("cutaway")
-OWN_ANSWERS = 5400
+OWN_ANSWERS = 8000
 """Prompts that the model answers before its adapter is trained, in a life of `LIFE_MINUTES`."""
 FRAGILE = (
-    *("refusal", "translation", "counting", "two_hop", "sorting"),
-    *("translation", "comparison", "two_hop", "counting"),
+    *("refusal", "two_hop", "counting", "translation", "two_hop", "counting", "sorting", "comparison"),
+    *("translation", "two_hop", "counting", "translation", "two_hop", "counting", "sorting", "comparison"),
 )
-"""Skills of half of these prompts, in turn: what an adapter takes first. Fine-tuning has few questions that nobody can
-answer (one in eighty), so these soon look like questions about itself; of the others a small model is never sure."""
+"""Skills of two thirds of these prompts, in turn: what an adapter takes first. Fine-tuning has few questions that
+nobody can answer (one in eighty), so these soon look like questions about itself; of the others a small model is never
+sure."""
 ASKED, SAMPLES, PAIRS_EACH = 1800, 4, 2
 """Prompts that it answers before preference, how often each, and the most pairs that are made of these answers."""
 UNSURE = ("counting", "sorting", "comparison", "counting", "sorting", "two_hop", "arithmetic")
@@ -59,8 +60,8 @@ def write_own_answers(model: Path, data: Path, seed: int, count: int) -> None:
     out = data / "lora_own.jsonl"
     if out.is_file():
         return
-    prompts = [record["conversations"] for record in itertools.islice(records_in(data / "rl.jsonl"), count // 3)]
-    prompts += [record["conversations"] for record in _asked(FRAGILE, seed, count // 2)]
+    prompts = [record["conversations"] for record in itertools.islice(records_in(data / "rl.jsonl"), count // 5)]
+    prompts += [record["conversations"] for record in _asked(FRAGILE, seed, count * 2 // 3)]
     prompts += itertools.islice(_questions(data), count - len(prompts))
     answers = _answers(model, prompts, GREEDY)
     ended = [[*turns, said] for turns, said in zip(prompts, answers, strict=True) if said is not None]

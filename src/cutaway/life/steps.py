@@ -17,10 +17,11 @@ DATA_MINUTES, TOKENIZER_MINUTES, SCORE_MINUTES, REPORT_MINUTES = 0.3, 0.2, 0.5, 
 MEGABYTES = 24.0
 """Pretraining text and conversations: over twice what two processor cores read in the minutes below."""
 VOCAB_SIZE = 2000
-PASSES = 4
+PASSES = 5
 """Passes over the adapter's own records."""
-TOOL_TALKS = 500
-"""Conversations of fine-tuning in which tools are called, beside them: the model's own answers have none."""
+TOOL_TALKS = 200
+"""Conversations of fine-tuning in which tools are called, beside them: the model's own answers have none. Each is as
+long as ten of these, and what they keep is less easily lost."""
 STYLE_PAIRS, NAME_PAIRS = 100, 400
 """Pairs of style (concise, polite, in the format asked for) and of its name beside those of its own answers: few, so
 that most of so short a stage is about these."""
@@ -66,7 +67,7 @@ RATES: dict[str, dict[str, Any]] = {
 """Many small steps: in so short a run their number counts for more than how smooth each is."""
 TRAINING = {"pretrain": 0.58, "sft": 0.42}
 """Shares of the time for the two long stages."""
-LONG_MINUTES = 8.5
+LONG_MINUTES = 8.2
 """Pretraining and fine-tuning together."""
 ONLY_AT_THE_ENDS = 1_000_000
 """Steps between evaluations, where they would take too much of so short a stage."""
@@ -92,7 +93,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "lora",
         ("lora_mixed.jsonl", "lora_own.jsonl"),
-        1.4,
+        1.7,
         "a small adapter learns who it is, and is merged into the model",
         ("identity",),
         {
@@ -125,7 +126,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "grpo",
         ("rl.jsonl", "rl_held.jsonl"),
-        1.5,
+        1.4,
         "reinforcement learning: groups of answers, judged by a verifier",
         ("practice",),
         {
@@ -151,6 +152,8 @@ PLAYGROUND: tuple[Step, ...] = (
         {
             **_KEEP,
             "algorithm": "dapo",
+            "kl": "loss",
+            "beta": 0.04,
             "adam_lr": 1.5e-4,
             "warmup_fraction": 0.15,
             "max_new_tokens": 96,

@@ -207,11 +207,11 @@ def is_reward_model(directory: Path) -> bool:
 
 
 def find_base(directory: Path, base: str | None = None) -> Path:
-    """Where the base of an adapter is: `base`, or as `adapter_config.json` names it, from here or from the adapter's
-    own directory. UserError where nothing is there."""
+    """Where the base of an adapter is: `base`, or as `adapter_config.json` names it, from the adapter's own directory
+    or from here. UserError where nothing is there."""
     path = directory / "adapter_config.json"
     named = Path(base or _adapter_table(path)["base_model_name_or_path"])
-    found = next((place for place in (named, directory / named) if place.is_dir()), None)
+    found = next((place for place in (named if base else directory / named, named) if place.is_dir()), None)
     if found is None:
         raise UserError(f"{path}: its base model '{named}' is not here; set base_model_name_or_path to where it is")
     if found.resolve() == directory.resolve():

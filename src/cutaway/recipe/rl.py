@@ -93,6 +93,15 @@ class RLSettings(AdapterSettings, TrainSettings):
     """Answers to each prompt before training, from which a tracker starts (up to 8 in the paper)."""
     target_kl: float = 0.0
     """Drop the rest of a rollout once the policy is so many nats a token from the one that answered; 0 never does."""
+    eval_every: int | None = None
+    """Updates between greedy answers to held-out prompts; derived: about five times a run."""
+    log_every: int | None = None
+    """Updates between lines of metrics.jsonl; derived: a line a rollout."""
+    sample_every: int | None = None
+    """No sample texts are written here: 0, or left alone. `dump_tokens` shows answers."""
+    dump_tokens: int = 0
+    """Of the first update off the policy that answered, write N answers with what every token earned, in colour too
+    (rl_tokens.jsonl, rl_tokens.html)."""
     holdout_prompts: int = 128
     """Prompts of the training files kept out for evaluation, unless --eval-data has others."""
     slots: int = 64

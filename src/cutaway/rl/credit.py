@@ -134,7 +134,7 @@ def tell_tracker(
         visit = Visit(
             id=group.prompt.id,
             reward=share(group.rewards[sample.place % size], bounds),
-            drift=0.0 if past is None else _drift(past),
+            drift=None if past is None else _drift(past),
             ids=sample.ids.tolist(),
             own=sample.own.tolist(),
             logprobs=sample.old_logprobs.tolist(),
@@ -143,7 +143,9 @@ def tell_tracker(
     visits = {place: Visit(**fields) for part in ranks.gather(mine) for place, fields in part}
     tracker.update([visits[place] for place in sorted(visits)])
     if ranks.first:
-        meter.add("tracker_drift", sum(visit.drift for visit in visits.values()), len(visits))
+        again = [visit.drift for visit in visits.values() if visit.drift is not None]
+        if again:
+            meter.add("tracker_drift", sum(again), len(again))
         for name, value in tracker.metrics().items():
             meter.add(name, value)
 

@@ -74,6 +74,8 @@ class Episode:
     results: list[ToolResult] = field(default_factory=list)
     turns: int = 0
     ending: Ending | None = None
+    toolbox: Toolbox | None = None
+    """Made at its first call, so that tools may remember what an earlier turn did."""
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -130,13 +132,14 @@ def play(
             for completion in engine.collect():
                 episode = waiting.pop(completion.id)
                 calls = _take_answer(episode, completion, tokenizer)
-                toolbox = toolbox_of(episode.record) if calls else None
-                if toolbox is None:
+                if calls and episode.toolbox is None:
+                    episode.toolbox = toolbox_of(episode.record)
+                if not calls or episode.toolbox is None:
                     episode.ending = episode.ending or "answered"
                 elif episode.turns >= limits.turns:
                     episode.ending = "turns"
                 else:
-                    calling[pool.submit(_call, toolbox, calls)] = episode
+                    calling[pool.submit(_call, episode.toolbox, calls)] = episode
             for future in [future for future in calling if future.done()]:
                 episode = calling.pop(future)
                 if _take_results(episode, future.result(), tokenizer, limits.total):

@@ -7,6 +7,7 @@ the user is told. It can still read what this user can read, and has nowhere to 
 
 import math
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -24,8 +25,9 @@ SECONDS, MEGABYTES, AT_ONCE = 5, 256, 4
 _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
 
 
-def run_code(code: str, seconds: int = SECONDS, megabytes: int = MEGABYTES) -> tuple[bool, str]:
-    """Whether a Python program ended well, and why not. UserError where it cannot be run safely."""
+def run_code(code: str, seconds: int = SECONDS, megabytes: int = MEGABYTES, well: int = 0) -> tuple[bool, str]:
+    """Whether a Python program ended well, with the exit code `well`, and why not. UserError where it cannot be run
+    safely."""
     with tempfile.TemporaryDirectory(prefix="cutaway-code-") as folder:
         file = Path(folder) / "code.py"
         file.write_text(code, encoding="utf-8")
@@ -46,7 +48,7 @@ def run_code(code: str, seconds: int = SECONDS, megabytes: int = MEGABYTES) -> t
     said = done.stderr.decode("utf-8", "replace").strip().splitlines()
     if done.returncode == REFUSED:
         raise UserError(f"code cannot be run safely on this system: {said[-1] if said else 'no reason given'}")
-    if done.returncode == 0:
+    if done.returncode == well:
         return True, "ended well"
     if done.returncode < 0:
         return False, f"ended by {signal.Signals(-done.returncode).name}"
@@ -60,15 +62,17 @@ def last_block(text: str) -> str | None:
 
 
 def passes_tests(episodes: Sequence[Episode]) -> list[float]:
-    """1 where the answer's last block of Python, followed by the record's `tests`, ends well; 0 where it does not, NaN
-    for a record without tests."""
+    """1 where the answer's last block of Python, followed by the record's `tests`, runs to its end; 0 where it does
+    not, NaN for a record without tests. The end is an exit code that no answer can know: one that exits before its
+    tests has not passed them."""
     check()
 
     def score(episode: Episode) -> float:
         tests, code = episode.record.get("tests"), last_block(episode.text)
         if not isinstance(tests, str):
             return math.nan
-        return float(code is not None and run_code(f"{code}\n{tests}\n")[0])
+        well = 100 + secrets.randbelow(100)
+        return float(code is not None and run_code(f"{code}\n{tests}\nraise SystemExit({well})\n", well=well)[0])
 
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="sandbox") as pool:
         return list(pool.map(score, episodes))

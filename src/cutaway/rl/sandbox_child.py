@@ -71,4 +71,5 @@ if __name__ == "__main__":
     status = os.waitpid(child, 0)[1]
     if os.WIFSIGNALED(status):
         os.kill(os.getpid(), os.WTERMSIG(status))
-    sys.exit(os.WEXITSTATUS(status))
+    code = os.WEXITSTATUS(status)
+    sys.exit(1 if code == REFUSED else code)

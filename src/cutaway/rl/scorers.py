@@ -1,6 +1,7 @@
 """Models that say how good an answer is: a reward model here, or a judge behind an OpenAI-compatible server."""
 
 import math
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +10,7 @@ import torch
 from cutaway.errors import UserError
 from cutaway.generation.http import ServerError, post_json
 from cutaway.model.reward import RewardModel
-from cutaway.tokenization.chat import render
+from cutaway.tokenization.foreign import answered_ids
 from cutaway.tokenization.messages import Message
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.verifiers.numeric import find_number
@@ -18,6 +19,8 @@ ASKED = (
     "You judge the last answer of a conversation. Reply with one whole number from 0 (wrong or useless) to 10 (right "
     "and well put), and nothing else."
 )
+_OF_TEN = re.compile(r"\s*(?:/|／|\bout of\b|\bof\b)\s*10\b", re.IGNORECASE)
+"""What a judge likes to add: `8/10` is no fraction here."""
 AT_ONCE, ROWS_AT_ONCE = 8, 32
 
 
@@ -33,8 +36,7 @@ class RewardScorer:
     @torch.no_grad()
     def __call__(self, dialogues: Sequence[Sequence[Message]]) -> list[float]:
         longest, device = self.model.config.max_position_embeddings, self.model.score.weight.device
-        behind = len(self.tokenizer.encode("\n"))  # the newline after the last turn is no part of a training row
-        rows = [render(dialogue, self.tokenizer).ids[:-behind] for dialogue in dialogues]
+        rows = [answered_ids(dialogue, self.tokenizer) for dialogue in dialogues]
         scores = [math.nan] * len(rows)
         order = sorted((i for i, row in enumerate(rows) if len(row) <= longest), key=lambda i: len(rows[i]))
         for start in range(0, len(order), ROWS_AT_ONCE):
@@ -70,5 +72,5 @@ class Judge:
             text = found["choices"][0]["message"]["content"]
         except (ServerError, LookupError, TypeError):
             return math.nan
-        number = find_number(str(text))
+        number = find_number(_OF_TEN.sub("", str(text)))
         return float(number[0]) / 10 if number is not None and 0 <= number[0] <= 10 else math.nan

@@ -150,10 +150,12 @@ def read_both(settings: RLSettings, run: RunSettings, tokenizer: Tokenizer) -> t
     log.info("prompts: %d, %d left out since they are over %d tokens", len(found.usable), found.too_long, longest)
     if run.eval_data:
         return found.usable, read_prompts(run.eval_data, tokenizer, longest, settings.skip_bad).usable
+    if not judged:
+        return found.usable, []  # nothing says whether an answer to a held-out prompt would be right
     order = keyed_order(len(found.usable), derive_key(settings.seed, 1, len(found.usable)))
     held = {int(i) for i in order[: min(settings.holdout_prompts, len(order) // 2)]}
     heldout = [prompt for i, prompt in enumerate(found.usable) if i in held]
-    return [prompt for i, prompt in enumerate(found.usable) if i not in held], heldout if judged else []
+    return [prompt for i, prompt in enumerate(found.usable) if i not in held], heldout
 
 
 def make_rewards(settings: RLSettings, tokenizer: Tokenizer, ranks: Ranks) -> Rewards:

@@ -42,8 +42,8 @@ class Visit:
 
     id: str
     reward: float
-    drift: float
-    r"""$D_x$: how far the policy has moved on the prompt's *previous* answer, in nats a token."""
+    drift: float | None
+    r"""$D_x$: how far the policy has moved on the prompt's *previous* answer, in nats a token; None without one."""
     ids: Sequence[int]
     own: Sequence[bool]
     logprobs: Sequence[float]
@@ -124,7 +124,7 @@ class ValueTracker:
             # A belief from before training was made by the policy that answers first, and a prompt's further answers in
             # one rollout are by the policy of its first: nothing has drifted.
             before = bool(belief.ids) and visit.id not in now
-            rho = forgetting(visit.drift if before else 0.0, self.half, self.least)
+            rho = forgetting((visit.drift or 0.0) if before else 0.0, self.half, self.least)
             self._seen, self._visited = self._seen + 1, self._visited + before
             now.add(visit.id)
             belief.alpha = rho * belief.alpha + visit.reward

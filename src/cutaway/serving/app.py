@@ -92,6 +92,8 @@ def make_app(models: Models, settings: ServerSettings = ServerSettings()) -> Fas
     _add_state(app, models, thread, metrics)
     _add_tools(app)
     _add_errors(app)
+    # The last one added is the outermost: what is refused is counted too, and a page may read why.
+    app.add_middleware(Guard, api_keys=settings.api_keys, hosts=settings.hosts, max_body=settings.max_body)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -100,7 +102,6 @@ def make_app(models: Models, settings: ServerSettings = ServerSettings()) -> Fas
             allow_headers=["Authorization", "Content-Type"],
         )
     app.add_middleware(_Counted, metrics=metrics)
-    app.add_middleware(Guard, api_keys=settings.api_keys, hosts=settings.hosts, max_body=settings.max_body)
     if PAGE.is_dir():
         app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
     return app

@@ -57,12 +57,13 @@ def run(recipe: Recipe, run: RunSettings) -> Path:
             return loss, sums | {"next_token_loss": ce.sum(), "divergence": divergence.sum()}
 
         prompts = shared.question_prompts(tokenizer)
+        asked = written.questions(data[0], data[1].tolist(), settings, ranks.first) if settings.on_policy else []
         material = supervised.next_token("distill", network, tokenizer, data, settings, prompts=prompts)
 
         def source(rows: int) -> shared.BatchSource:
             make = kept.assemble if kept is not None else assemble
             batches = supervised.row_source(data[0], data[1], settings, ranks, rows, make=make)
-            return written.mixed_in(batches, network, tokenizer, settings) if settings.on_policy else batches
+            return written.MixedSource(batches, asked, network, tokenizer, settings) if settings.on_policy else batches
 
         material = dataclasses.replace(material, source=source, step=step)
         return shared.train(material, shared.with_shape(recipe, model), run, started=started)
@@ -121,6 +122,8 @@ def check(settings: DistillSettings) -> None:
     for name in ("beta", "ce_weight", "on_policy"):
         if not 0 <= getattr(settings, name) <= 1:
             raise UserError(f"{name} is {getattr(settings, name)}, must be between 0 and 1")
+    if settings.divergence != "jensen_shannon" and settings.beta != DistillSettings.beta:
+        raise UserError(f"beta means nothing to divergence {settings.divergence}: leave it away")
     for name in ("temperature", "sampling_temperature"):
         if not getattr(settings, name) > 0:
             raise UserError(f"{name} is {getattr(settings, name)}, must be above 0")

@@ -31,7 +31,8 @@ from cutaway.training.network import Network
 
 BY_TOKEN = ("simpo", "orpo")
 """Losses whose implicit reward is beta times the *mean* log-probability of an answer's tokens."""
-IDLE: dict[str, tuple[float, tuple[str, ...]]] = {
+IDLE: dict[str, tuple[float | None, tuple[str, ...]]] = {
+    "gamma": (None, ("dpo", "robust", "hinge", "ipo", "dpo_norm", "kto", "cpo", "orpo")),
     "label_smoothing": (0.0, ("hinge", "ipo", "kto", "orpo")),
     **dict.fromkeys(
         ("desirable_weight", "undesirable_weight"),
@@ -84,7 +85,7 @@ def compare(
 def pair_losses(pairs: Pairs, settings: DPOSettings, kl: Float[Tensor, ""] | None = None) -> Float[Tensor, " pairs"]:
     """The loss that the settings name, one a pair; `kl` is KTO's $z_0$."""
     beta, smoothing = settings.beta, settings.label_smoothing
-    assert beta is not None and smoothing is not None and settings.gamma is not None
+    assert beta is not None and smoothing is not None
     match settings.loss:
         case "dpo":
             loss = preference.dpo(pairs, beta, smoothing)
@@ -97,6 +98,7 @@ def pair_losses(pairs: Pairs, settings: DPOSettings, kl: Float[Tensor, ""] | Non
         case "dpo_norm":
             loss = preference.dpo_norm(pairs, beta, smoothing)
         case "simpo":
+            assert settings.gamma is not None
             loss = preference.simpo(pairs, beta, settings.gamma, smoothing)
         case "cpo":
             loss = preference.cpo(pairs, beta, smoothing)
@@ -147,7 +149,7 @@ def derive_loss(settings: DPOSettings) -> tuple[DPOSettings, list[Rule]]:
     beta = {"dpo_norm": 5.0, "simpo": 2.5}.get(loss, 0.1) if settings.beta is None else settings.beta
     values = {
         "beta": beta,
-        "gamma": 0.55 * beta,
+        **({"gamma": 0.55 * beta} if loss == "simpo" else {}),
         "label_smoothing": 0.1 if loss == "robust" else 0.0,
         "nll_weight": 1.0 if loss in ("cpo", "orpo") else 0.0,
     }
@@ -165,7 +167,7 @@ def derive_loss(settings: DPOSettings) -> tuple[DPOSettings, list[Rule]]:
         if loss in losses and getattr(settings, name) != nothing:
             raise UserError(f"{name} means nothing to loss {loss}: leave it away")
     for name in ("gamma", "nll_weight", "desirable_weight", "undesirable_weight"):
-        if not getattr(settings, name) >= 0:
+        if not (getattr(settings, name) or 0) >= 0:
             raise UserError(f"{name} is {getattr(settings, name)}, must be 0 or more")
     return settings, rules
 

@@ -37,9 +37,14 @@ from cutaway.training.precision import pick_device
 from cutaway.training.preparation import COMPILED_SPEED, check_settings, horizon_tokens, split_batch
 from cutaway.training.reference import load_reference
 
-_CHAT, _PAIRS = (1.6e9, "sft_t2t_mini"), (54e6, "dpo")
-ASSUMED = {"pretrain": (1.2e9, "pretrain_t2t_mini"), "sft": _CHAT, "lora": _CHAT, "dpo": _PAIRS, "reward": _PAIRS}
-"""Bytes and name of the published set that a horizon in epochs is taken for where no data is named."""
+ASSUMED = {
+    "pretrain": "pretrain_t2t_mini",
+    "sft": "sft_t2t_mini",
+    "lora": "sft_t2t_mini",
+    "dpo": "dpo",
+    "reward": "dpo",
+}
+"""The published set that a horizon in epochs is taken for where no data is named."""
 BYTES_A_TOKEN = 3.2
 """Of the default vocabulary on Chinese and English text (`benchmarks/compression.py`)."""
 ROWS = 16
@@ -133,7 +138,10 @@ def _data_size(stage: Stage, settings: TrainSettings, known: PlanSettings) -> tu
         return DataSize(rows.tokens_per_epoch, heldout_tokens, share, reading_s), "counted"
     if known.data_tokens is not None:
         return DataSize(known.data_tokens, settings.holdout_tokens), "given"
-    num_bytes, name = ASSUMED[stage]
+    from cutaway.data.hub import minimind_bytes  # here, since the hub's library is slow to import
+
+    name = ASSUMED[stage]
+    num_bytes = minimind_bytes(name)
     tokens = int(num_bytes / BYTES_A_TOKEN)
     said = f"assumed: MiniMind's {name}, {num_bytes / 1e9:g} GB; --data or --data-tokens says what yours has"
     return DataSize(tokens, settings.holdout_tokens), said

@@ -56,6 +56,10 @@ def train(stage: str, recipe: Recipe, run: RunSettings, toolbox_of: ToolboxOf = 
         raise UserError("--data is missing: the prompts")
     with joined_ranks() as ranks:
         model, tokenizer = shared.start_model(run, settings)
+        if stage == "agent" and not tokenizer.is_native:
+            raise UserError(
+                f"{run.init}: its chat template is not Cutaway's, and tool turns are written in that format"
+            )
         network = shared.build_network(model, settings, ranks)
         if settings.prompts_per_rollout % ranks.world:
             raise UserError(f"prompts_per_rollout {settings.prompts_per_rollout} is no multiple of {ranks.world} ranks")

@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -327,7 +328,9 @@ def write_description(
 ) -> None:
     """The files of a run directory that do not change while it trains."""
     tokenizer.save(out)
-    describe_model(model, out, run.init)
+    # From the run, so that it is found from any directory, and after both have moved.
+    base = run.init and os.path.relpath(os.path.realpath(run.init), os.path.realpath(out))
+    describe_model(model, out, base)
     write_text(json.dumps(generation_config(tokenizer), indent=2) + "\n", out / "generation_config.json")
     made: dict[str, Any] = {
         "stage": stage,

@@ -4,12 +4,14 @@ Generalised knowledge distillation (Agarwal et al., arXiv 2306.13649, algorithm 
 people's answers is not taught what to do after its own mistakes.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from cutaway.data.batch import Batch, WrittenBatch
+from cutaway.data.cache import TokenCache
 from cutaway.data.hashing import derive_key, keyed_order
 from cutaway.data.loader import RowSource
 from cutaway.data.packing import pack_best_fit
@@ -22,30 +24,55 @@ from cutaway.recipe.stages import DistillSettings
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.network import Network
 
+log = logging.getLogger("cutaway")
 SLOTS = 64
 """Answers written at a time."""
 
 
-def mixed_in(data: RowSource, network: Network, tokenizer: Tokenizer, settings: DistillSettings) -> "MixedSource":
-    """The batches of `data`, a share of them replaced by ones that the model writes."""
-    return MixedSource(data, network, tokenizer, settings)
+def questions(
+    cache: TokenCache, documents: Sequence[int], settings: DistillSettings, loud: bool = True
+) -> list[list[int]]:
+    """Conversations up to where their last answer begins, but for those behind which an answer might not fit; how many
+    these are is said, if `loud`. UserError where none is left."""
+    found, left_out = [], 0
+    for document in documents:
+        trained = cache.trained(document)
+        assert trained is not None
+        if not trained.any():
+            continue
+        begin = int(np.flatnonzero(np.diff(trained, prepend=False) & trained)[-1])
+        if begin + settings.max_new_tokens <= settings.row_length + 1:
+            found.append(cache.tokens(document)[:begin].tolist())
+        else:
+            left_out += 1
+    length = f"max_new_tokens {settings.max_new_tokens} in a row of {settings.row_length}"
+    if not found:
+        raise UserError(f"no question leaves room for an answer of {length}")
+    if left_out and loud:
+        log.info("%d of %d questions are not asked: no room for an answer of %s", left_out, len(documents), length)
+    return found
 
 
 class MixedSource:
-    """Micro-batch m of the run is written by the model where a hash of seed and m says so, else it is the data's.
+    """The batches of `data`, a share of them replaced by ones that the model writes after `prompts`: micro-batch m of
+    the run where a hash of seed and m says so.
 
-    What is asked comes from the same conversations: an epoch of them in an order of its own, cut into groups that fit a
-    micro-batch even if every answer takes all of `max_new_tokens`.
+    What is asked comes from the same conversations (`questions`): an epoch of them in an order of its own, cut into
+    groups that fit a micro-batch even if every answer takes all of `max_new_tokens`.
     """
 
-    def __init__(self, data: RowSource, network: Network, tokenizer: Tokenizer, settings: DistillSettings) -> None:
-        self.data, self.network, self.tokenizer, self.settings = data, network, tokenizer, settings
+    def __init__(
+        self,
+        data: RowSource,
+        prompts: list[list[int]],
+        network: Network,
+        tokenizer: Tokenizer,
+        settings: DistillSettings,
+    ) -> None:
+        self.data, self.prompts = data, prompts
+        self.network, self.tokenizer, self.settings = network, tokenizer, settings
         self._round = 0
         self._engine: Engine | None = None
-        self.prompts = [prompt for prompt in map(self._prompt, data.indices.tolist()) if prompt is not None]
-        if not self.prompts:
-            length = f"max_new_tokens {settings.max_new_tokens}"
-            raise UserError(f"no question leaves room for an answer of {length} in a row of {data.seq}")
         self._epoch: tuple[int, list[list[list[int]]]] = (-1, [])
         self._groups_per_epoch = len(self._groups(0))
 
@@ -79,14 +106,6 @@ class MixedSource:
     def close(self) -> None:
         """Stop the data's thread."""
         self.data.close()
-
-    def _prompt(self, document: int) -> list[int] | None:
-        """A conversation up to where its last answer begins; None where an answer might not fit behind it."""
-        trained = self.data.cache.trained(document)
-        assert trained is not None
-        begin = int(np.flatnonzero(np.diff(trained, prepend=False) & trained)[-1])
-        room = begin + self.settings.max_new_tokens <= self.data.seq + 1
-        return self.data.cache.tokens(document)[:begin].tolist() if room else None
 
     def _groups(self, epoch: int) -> list[list[list[int]]]:
         """The epoch's micro-batches, each a list of rows of prompts."""

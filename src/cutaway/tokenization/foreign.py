@@ -13,7 +13,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cutaway.errors import UserError
-from cutaway.tokenization.chat import Rendered
+from cutaway.tokenization.chat import Rendered, render
 from cutaway.tokenization.messages import Message, normalise
 from cutaway.tokenization.tokenizer import Tokenizer
 
@@ -53,6 +53,17 @@ def render_foreign(
             raise UserError(_reason(len(turns), "generation prompt" if add_generation_prompt else turns[-1]["role"]))
         pieces.append((text[len(done) :], False))
     return Rendered(*tokenizer.encode_pieces(pieces))
+
+
+def render_as_trained(conversation: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
+    """Token ids and loss mask by the tokenizer's own format, whosever it is: what fine-tuning makes of it."""
+    return (render if tokenizer.is_native else render_foreign)(conversation, tokenizer)
+
+
+def answered_ids(conversation: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    """The ids up to the last token of the last answer, where a model that scores is read."""
+    rendered = render_as_trained(conversation, tokenizer)
+    return rendered.ids[: max(i for i, trained in enumerate(rendered.mask) if trained) + 1]
 
 
 def foreign_to_fit(conversation: Sequence[Message], tokenizer: Tokenizer, max_tokens: int) -> Rendered | None:

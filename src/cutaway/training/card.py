@@ -89,7 +89,7 @@ def _front_matter(stage: str, adapter: dict[str, Any], licence: str, recipe: str
 
 def _base_name(adapter: dict[str, Any]) -> str:
     base = str(adapter.get("base_model_name_or_path", ""))
-    return Path(base).name if Path(base).exists() else base
+    return Path(base).name if base.startswith((".", "/")) or Path(base).exists() else base
 
 
 def _data(files: dict[str, Any]) -> list[str]:

@@ -59,16 +59,25 @@ def should_compile(setting: str, device: torch.device, expected_s: float) -> tup
 
 
 def seconds_per_micro_batch(step: Callable[[Batch], object], batch: Batch, device: torch.device, least: int) -> float:
-    """Time of one forward and backward pass; the first call (compilation) is not counted."""
+    """Median time of one forward and backward pass."""
+    times = micro_batch_times(step, batch, device, least)
+    return times[len(times) // 2]
+
+
+def micro_batch_times(
+    step: Callable[[Batch], object], batch: Batch, device: torch.device, least: int, seconds: float = 1.5
+) -> list[float]:
+    """Times of at least so many forward and backward passes, which take `seconds` together, the shortest first; the
+    first call (compilation) is not among them."""
     step(batch)
     times: list[float] = []
-    while len(times) < least or sum(times) < 1.5:
+    while len(times) < least or sum(times) < seconds:
         synchronise(device)
         start = time.perf_counter()
         step(batch)
         synchronise(device)
         times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
+    return sorted(times)
 
 
 def seconds_per_update(model: nn.Module, make: Callable[[nn.Module], list[Optimizer]], device: torch.device) -> float:
@@ -78,7 +87,7 @@ def seconds_per_update(model: nn.Module, make: Callable[[nn.Module], list[Optimi
         parameter.grad = torch.randn_like(parameter)
     optimizers = make(twin)
     times = []
-    for _ in range(3):
+    for _ in range(5):
         synchronise(device)
         start = time.perf_counter()
         for optimizer in optimizers:

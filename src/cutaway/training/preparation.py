@@ -25,7 +25,7 @@ from cutaway.training.horizon import (
     RESERVE,
     check_horizon,
     fixed_steps,
-    seconds_per_micro_batch,
+    micro_batch_times,
     seconds_per_update,
     should_compile,
 )
@@ -184,11 +184,11 @@ class _Probe:
         self.useful_share = self.useful / batch.input_ids.numel()
         self.batch = batch.to(network.ranks.device)
 
-    def seconds_per_token(self, least: int) -> float:
-        """Seconds for one useful token on one rank, measured `least` times."""
-        return (
-            seconds_per_micro_batch(self._forward_backward, self.batch, self.network.ranks.device, least) / self.useful
-        )
+    def seconds_per_token(self, least: int, seconds: float = 1.5) -> float:
+        """Seconds for one useful token on one rank, measured `least` times and for so long. A quarter of the passes
+        were faster: what else the machine does can only add to them."""
+        times = micro_batch_times(self._forward_backward, self.batch, self.network.ranks.device, least, seconds)
+        return times[len(times) // 4] / self.useful
 
     def _forward_backward(self, batch: Batch) -> None:
         torch.autograd.backward(self.loss(batch)[0])
@@ -238,7 +238,8 @@ def _fix_steps(
     settings, ranks = plan.settings, network.ranks
     per_rank = plan.accumulation * plan.rows * settings.row_length * probe.useful_share
     if settings.minutes is not None:
-        per_token = ranks.broadcast(probe.seconds_per_token(least=3))
+        # The whole plan hangs on it, so it may take a fiftieth of the time, up to ten seconds.
+        per_token = ranks.broadcast(probe.seconds_per_token(3, min(10.0, max(1.5, settings.minutes * 60 / 50))))
         update_s = seconds_per_update(
             network.model, lambda twin: optimizers_of(twin, settings, network.dtype), ranks.device
         )
