@@ -11,7 +11,7 @@ from run_helpers import SIZES, finish
 from cutaway.cli.main import main
 from cutaway.errors import UserError
 from cutaway.model.weights import load_model
-from cutaway.tokenization.foreign import foreign_to_fit, render_foreign
+from cutaway.tokenization.foreign import answered_ids, foreign_to_fit, render_foreign
 from cutaway.tokenization.tokenizer import Tokenizer
 from foreign_models import NAMES, TEMPLATES, make_foreign
 
@@ -134,6 +134,22 @@ def test_a_conversation_that_would_be_rewritten_is_a_bad_record(tmp_path: Path) 
         finish(arguments, tmp_path / "log")
     assert "multi.jsonl:31: this model's chat template cannot be trained on" in str(failure.value)
     finish([*arguments, "--skip-bad", "2"], tmp_path / "log")
+
+
+def test_a_dialogue_is_scored_at_the_end_of_its_answer(model: tuple[str, Path]) -> None:
+    """As the model's own template writes it, whatever that puts behind an answer."""
+    tokenizer = Tokenizer.load(model[1])
+    ids, rendered = answered_ids([USER, ANSWER], tokenizer), render_foreign([USER, ANSWER], tokenizer)
+    assert ids == rendered.ids[: len(ids)] and rendered.mask[len(ids) - 1] and not any(rendered.mask[len(ids) :])
+
+
+def test_tool_turns_need_the_own_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_foreign("qwen3", tmp_path / "qwen3")
+    data = tmp_path / "agent.jsonl"
+    data.write_text(json.dumps({"conversations": [USER], "gt": "1"}) + "\n", encoding="utf-8")
+    arguments = ["agent", "--data", str(data), "--init", str(folder), "--out", str(tmp_path / "run"), "--steps", "1"]
+    assert main(arguments) == 2
+    assert "its chat template is not Cutaway's" in capsys.readouterr().err
 
 
 def test_no_template_is_one_line(tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture[str]) -> None:

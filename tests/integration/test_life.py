@@ -315,7 +315,6 @@ def test_tasks_it_knows_stand_beside_those_it_is_to_learn(tmp_path: Path) -> Non
     levels = Counter(str(task["level"]) for task in tasks)
     assert levels == {"2": 12, "3": 12, "known 2": 18, "known 3": 6}
     assert len({task["id"] for task in tasks}) == len(tasks)
-    assert len({task["id"] for task in tasks}) == len(tasks)
 
 
 def test_an_algorithm_is_one_readable_line() -> None:

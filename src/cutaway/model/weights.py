@@ -211,7 +211,8 @@ def find_base(directory: Path, base: str | None = None) -> Path:
     or from here. UserError where nothing is there."""
     path = directory / "adapter_config.json"
     named = Path(base or _adapter_table(path)["base_model_name_or_path"])
-    found = next((place for place in (named if base else directory / named, named) if place.is_dir()), None)
+    places = (named,) if base else (directory / named, named)
+    found = next((place for place in places if place.is_dir()), None)
     if found is None:
         raise UserError(f"{path}: its base model '{named}' is not here; set base_model_name_or_path to where it is")
     if found.resolve() == directory.resolve():
