@@ -64,7 +64,7 @@ def tiny_life(out: Path) -> tuple[Life, journal.Journal]:
 def live(out: Path) -> Life:
     """Go through it."""
     life, kept = tiny_life(out)
-    go([*quickstart.playground_parts(life, ITEMS), quickstart.report_part(life, kept)], kept)
+    go([*quickstart.playground_parts(life, kept, ITEMS), quickstart.report_part(life, kept)], kept)
     return life
 
 

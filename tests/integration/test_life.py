@@ -27,7 +27,8 @@ from cutaway.generation.sampling import Sampling
 from cutaway.life import keeping, own, scoring, stage, steps
 from cutaway.life.journal import open_journal
 from cutaway.life.keeping import write_records
-from cutaway.life.parts import Part, go
+from cutaway.life.parts import Part, go, share_left
+from cutaway.life.quickstart import playground_parts, say_how_slow
 from cutaway.life.report import fall_table, purpose_table
 from cutaway.life.stage import Life, recipe_of, train
 from cutaway.life.steps import PLAYGROUND, Step
@@ -97,6 +98,63 @@ def test_parts_are_done_once_and_say_where_they_are(tmp_path: Path, caplog: pyte
         go(parts, open_journal(tmp_path, DEFAULTS, {}))
     assert done == ["first", "second"]
     assert "1/2 first: done before" in caplog.text and "2/2 second: the second; about 3:00" in caplog.text
+
+
+def test_a_delay_is_taken_from_all_that_is_left(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path, DEFAULTS, {})
+    parts = [
+        Part("data", 1.0, "", lambda: None),
+        Part("sft", 3.0, "", lambda: None, training=2.0),
+        Part("dpo", 2.5, "", lambda: None, training=1.0),
+        Part("grpo", 4.0, "", lambda: None, training=3.0),
+    ]
+
+    def share(name: str) -> float:
+        return share_left(parts, name, journal, minutes=11.0)
+
+    journal.note("data", 30.0)
+    assert share("sft") == 1.0  # early: nobody gets more than the table says
+    journal.note("sft", 150.0 + 120.0)
+    # It was done in 300 s with what surrounds it in 180 (planned: 120), so that is taken to be (180 + 60) / (120 + 60)
+    # of the plan; 660 - 300 s are left, 150 x 4/3 of them for what surrounds the rest.
+    assert share("dpo") == pytest.approx((360 - 150 * 4 / 3) / 240)
+    journal.note("dpo", 90.0 + 60 * share("dpo"))
+    assert share("grpo") == pytest.approx((660 - 300 - 130 - 60 * 1.2222222) / 180, abs=2e-3)
+    journal.note("dpo", 400.0)
+    assert share("grpo") == steps.LEAST_SHARE
+    late = recipe_of(life_of(tmp_path), PLAYGROUND[1], 0.5)
+    assert late.sft.minutes == pytest.approx(PLAYGROUND[1].minutes / 2)
+
+
+def test_time_is_kept_on_a_machine_whose_scores_take_half_as_long_again(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path, DEFAULTS, {})
+    parts = playground_parts(life_of(tmp_path), journal)
+    shares = []
+    for part in parts:
+        share = share_left(parts, part.name, journal, 20.0)
+        journal.note(part.name, 60 * (1.5 * (part.minutes - part.training) + share * part.training))
+        shares += [share] if part.training else []
+    assert 19.0 < sum(journal.seconds.values()) / 60 < 20.5
+    assert all(steps.LEAST_SHARE <= share <= 1.0 for share in shares)
+
+
+def test_the_minutes_of_the_table_fill_those_of_a_life(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path, DEFAULTS, {})
+    planned = sum(part.minutes for part in playground_parts(life_of(tmp_path), journal)) + steps.REPORT_MINUTES
+    assert 0.95 * steps.LIFE_MINUTES <= planned <= steps.LIFE_MINUTES
+
+
+def test_a_slow_machine_is_told_what_the_readme_took(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    life = life_of(tmp_path)
+    for number, told in ((153, True), (630, False)):
+        made = dataclasses.replace(recipe_of(life, PLAYGROUND[0]).pretrain, minutes=None, steps=number)
+        out = life.run_of(PLAYGROUND[0])
+        out.mkdir(exist_ok=True)
+        save_recipe(dataclasses.replace(life.recipe, pretrain=made), out / "recipe.toml", RunSettings(), {})
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "cutaway"):
+            say_how_slow(life, PLAYGROUND[0])
+        assert ("--budget-minutes 80 with another --out" in caplog.text) == told
 
 
 def test_every_step_has_its_share_of_the_time_or_its_own_horizon(tmp_path: Path) -> None:

@@ -93,16 +93,17 @@ def test_a_polite_signal_writes_a_checkpoint(town: Town, base: Path, tmp_path: P
     check_same(run, base)
 
 
-@pytest.mark.skipif(not COMPILES, reason=WHY)
-def test_a_compiled_run_resumes_exactly(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(COMPILES == "off", reason=WHY)
+@pytest.mark.parametrize("how", ["on", "layers"])
+def test_a_compiled_run_resumes_exactly(how: str, town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes only, since each takes half a minute to compile: the second goes on from within the first's run."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     whole, run = tmp_path / "whole", tmp_path / "run"
-    options = ("--compile", "on", "--save-every", "10", "--keep-checkpoints", "9", "--holdout-tokens", "0")
+    options = ("--compile", how, "--save-every", "10", "--keep-checkpoints", "9", "--holdout-tokens", "0")
     one_layer = [argument if argument != "2" else "1" for argument in town.pretrain(whole, 40, *options)]
     done = cutaway(*one_layer)
     assert done.returncode == 0, done.stderr
-    assert "compile: on" in done.stderr
+    assert f"compile: {how}" in done.stderr
     shutil.copytree(whole, run)
     for step in (20, 30, 40):
         shutil.rmtree(run / "state" / f"step-{step:08d}")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cutaway.data.loader import RowSource
 from cutaway.errors import UserError
+from cutaway.objectives.next_token import token_nll
 from cutaway.recipe.base import TrainSettings
 from cutaway.training import preparation
 from cutaway.training.derive import derive_batch
@@ -55,17 +56,37 @@ def test_a_fixed_horizon_is_steps_alone(name: str) -> None:
 
 
 def test_compiling_has_to_repay_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert should_compile("on", CPU, 0.0)[0]
-    assert not should_compile("off", CPU, 1e9)[0]
+    assert should_compile("on", CPU, 0.0) == ("on", "as set")
+    assert should_compile("off", CPU, 1e9) == ("off", "as set")
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     for device, repays in COMPILE_REPAYS_S.items():
-        assert should_compile("auto", torch.device(device), repays + 1)[0]
-        assert not should_compile("auto", torch.device(device), repays - 1)[0]
-    assert not should_compile("auto", torch.device("mps"), 1e9)[0]
+        assert should_compile("auto", torch.device(device), repays + 1)[0] == "on"
+        assert should_compile("auto", torch.device(device), repays - 1)[0] == "off"
+    assert should_compile("auto", torch.device("mps"), 1e9)[0] == "off"
     monkeypatch.setattr(shutil, "which", lambda name: None)
     compiled, why = should_compile("auto", CPU, 1e9)
-    assert not compiled
+    assert compiled == "off"
     assert "g++" in why
+
+
+def test_one_layer_is_compiled_for_all_where_a_run_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    found = [should_compile("auto", CPU, seconds, layers_alike=True)[0] for seconds in (100, 130, 1100, 1300)]
+    assert found == ["off", "layers", "layers", "on"]
+    assert should_compile("layers", CPU, 1.0, layers_alike=True) == ("layers", "as set")
+    how, why = should_compile("layers", CPU, 1.0)
+    assert how == "on" and "in one process" in why
+    assert network().layers_alike
+    assert not network(qk_norm=True, num_experts=2, moe_intermediate_size=16).layers_alike
+
+
+def test_the_model_itself_stays_uncompiled() -> None:
+    net = network()
+    layers = list(net.model.model.layers)
+    net.compile("layers")
+    assert net.compiled and list(net.model.model.layers) == layers
+    assert net.model.token_nll is token_nll and net.local.token_nll is not token_nll
+    assert [*net.local.parameters()] == [*net.model.parameters()]
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
@@ -175,3 +196,11 @@ def test_impossible_settings_are_one_line(name: str, value: float, words: str) -
 def test_an_impossible_horizon_is_refused(minutes: float) -> None:
     with pytest.raises(UserError, match="must be above 0 and finite"):
         check_horizon(TrainSettings(minutes=minutes))
+
+
+def test_a_run_is_planned_by_its_faster_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+    monkeypatch.setattr(preparation, "micro_batch_times", lambda *_: times)
+    net, cache = network(), conversations()
+    probe = preparation._Probe(net, lambda rows: RowSource(cache, rows=rows, seq=SEQ), net.training_loss, 2)
+    assert probe.seconds_per_token(3) == pytest.approx(3.0 / probe.useful)

@@ -1,6 +1,8 @@
 """metrics.jsonl: what a line looks like, what a resume keeps, and what a torn line costs."""
 
+import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +84,11 @@ def test_a_crash_while_resuming_loses_no_line(tmp_path: Path, monkeypatch: pytes
 def test_the_matrix_rate_is_a_plausible_number() -> None:
     rate = matmul_rate(torch.device("cpu"), torch.float32, seconds=0.02)
     assert 1e8 < rate < 1e15
+
+
+def test_a_busy_second_does_not_lower_the_matrix_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    spans = [0.2, 0.2, 0.1, 0.2, 0.1, 0.2, 0.1, 0.2]  # of four products each
+    ticks = itertools.chain.from_iterable((2.0 * number, 2.0 * number + span) for number, span in enumerate(spans))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    rate = matmul_rate(torch.device("cpu"), torch.float32, seconds=1.25)
+    assert rate == pytest.approx(4 * 2 * 4096 * 512 * 1408 / 0.1)

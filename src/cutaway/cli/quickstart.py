@@ -58,7 +58,7 @@ def live(flags: QuickstartFlags) -> Path:
     given = {"seed": flags.seed, "budget_minutes": flags.budget_minutes}
     journal = open_journal(Path(flags.out), given, {"seed": 0, "budget_minutes": LIFE_MINUTES})
     life = playground_life(Path(flags.out), journal, load_recipe("nano"))
-    go([*playground_parts(life), report_part(life, journal, lambda: [gpu_costs("mini")])], journal)
+    go([*playground_parts(life, journal), report_part(life, journal, lambda: [gpu_costs("mini")])], journal)
     return life.model_of(life.steps[-1])
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cutaway.errors import Stopped
 from cutaway.life.journal import Journal
+from cutaway.life.steps import LEAST_SHARE, TRUSTED_S
 from cutaway.training.plan import clock
 from cutaway.training.progress import WHOLE, Place
 
@@ -26,6 +27,29 @@ class Part:
     """Does it, or what is left of it."""
     command: str = ""
     """The command that does the same by hand."""
+    training: float = 0.0
+    """Of the minutes, those that may become fewer."""
+
+
+def share_left(parts: Sequence[Part], name: str, journal: Journal, minutes: float) -> float:
+    """The share of its training minutes that the part of this name gets, so that all parts together take `minutes`.
+
+    What surrounds training, such as scores, takes a slow machine longer than the table says. How much longer is taken
+    from the parts that are done, with `TRUSTED_S` more that went as planned, since the first parts say little. What is
+    left then is shared in proportion: nobody gets more than the table says, or less than `LEAST_SHARE` of it.
+    """
+    place = [part.name for part in parts].index(name)
+    spent = around = planned = 0.0
+    for part in parts[:place]:
+        seconds = journal.seconds.get(part.name, 0.0)
+        share = share_left(parts, part.name, journal, minutes) if part.training else 0.0
+        spent += seconds
+        around += seconds - 60 * part.training * share
+        planned += 60 * (part.minutes - part.training)
+    slower = max(1.0, (around + TRUSTED_S) / (planned + TRUSTED_S))
+    training = 60 * sum(part.training for part in parts[place:])
+    rest = 60 * minutes - spent - slower * 60 * sum(part.minutes - part.training for part in parts[place:])
+    return min(1.0, max(LEAST_SHARE, rest / training)) if training else 1.0
 
 
 def go(parts: Sequence[Part], journal: Journal) -> None:

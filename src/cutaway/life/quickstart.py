@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,23 +12,30 @@ from cutaway.evals.tables import Table
 from cutaway.life import report, town
 from cutaway.life.journal import Journal
 from cutaway.life.own import ASKED, OWN_ANSWERS, of_minutes, write_own_answers, write_own_pairs
-from cutaway.life.parts import Part
+from cutaway.life.parts import Part, share_left
 from cutaway.life.scoring import ITEMS, Exam, read_exam, said, score
 from cutaway.life.stage import Life, by_hand, train
 from cutaway.life.steps import (
     DATA_MINUTES,
     LIFE_MINUTES,
+    OWN_MINUTES,
     PLAYGROUND,
+    READ_MINUTES,
+    README_TOKENS,
     REPORT_MINUTES,
     SCORE_MINUTES,
     TOKENIZER_MINUTES,
     Step,
 )
 from cutaway.playground.write import EXAMPLE_QUESTIONS
+from cutaway.recipe.files import load_recipe
 from cutaway.recipe.recipe import Recipe
 from cutaway.tokenization.messages import Message
+from cutaway.training.plan import clock
 
 log = logging.getLogger("cutaway")
+WORTH_SAYING = 0.95
+"""A share of a stage's minutes below which a line says so."""
 
 
 def playground_life(out: Path, journal: Journal, recipe: Recipe, steps: tuple[Step, ...] = PLAYGROUND) -> Life:
@@ -37,7 +45,7 @@ def playground_life(out: Path, journal: Journal, recipe: Recipe, steps: tuple[St
     return Life(out, out / "data", recipe, steps, seed, minutes, town.tools_of(out / "data"))
 
 
-def playground_parts(life: Life, items: int = ITEMS) -> list[Part]:
+def playground_parts(life: Life, journal: Journal, items: int = ITEMS) -> list[Part]:
     """Everything up to the last model."""
     assert life.minutes is not None
     scale, size_mb = life.minutes / LIFE_MINUTES, town.megabytes(life.minutes)
@@ -59,9 +67,13 @@ def playground_parts(life: Life, items: int = ITEMS) -> list[Part]:
         ),
     ]
     for step in life.steps:
-        minutes = life.minutes_of(step) + (SCORE_MINUTES if step.stage != "pretrain" else 0.1)
-        work = functools.partial(train_and_score, life, step, exam)
-        parts.append(Part(step.stage, minutes, step.says, work, by_hand(life, step)))
+        training = life.minutes_of(step)
+        around = SCORE_MINUTES if step.stage != "pretrain" else READ_MINUTES
+        around += OWN_MINUTES.get(step.stage, 0.0) * scale
+        share = functools.partial(share_left, parts, step.stage, journal, life.minutes)
+        work = functools.partial(train_and_score, life, step, exam, share)
+        scalable = 0.0 if step.has_own_horizon else training
+        parts.append(Part(step.stage, training + around, step.says, work, by_hand(life, step), scalable))
     return parts
 
 
@@ -71,17 +83,39 @@ def _write_data(life: Life, size_mb: float) -> None:
     log.info("  a town with %d facts, %d documents, %d conversations", manifest["facts"], texts, talks)
 
 
-def train_and_score(life: Life, step: Step, exam: Callable[[], Exam]) -> None:
-    """A stage, and what the model can do after it."""
+def train_and_score(
+    life: Life, step: Step, exam: Callable[[], Exam], share_left: Callable[[], float] = lambda: 1.0
+) -> None:
+    """A stage, for the share of its minutes that is left, and what the model can do after it."""
     place = life.steps.index(step)
     before = life.steps[place - 1] if place else None
     if step.stage == "lora" and before is not None:
         write_own_answers(life.model_of(before), life.data, life.seed, of_minutes(OWN_ANSWERS, life.minutes))
     if step.stage == "dpo" and before is not None:
         write_own_pairs(life.model_of(before), life.data, life.seed, of_minutes(ASKED, life.minutes))
-    train(life, step)
+    share = share_left()
+    if share < WORTH_SAYING and not (life.run_of(step) / "recipe.toml").is_file():
+        wanted, given = (clock(60 * life.minutes_of(step, part)) for part in (1.0, share))
+        log.info("  behind the plan: this stage trains for %s in place of %s", given, wanted)
+    train(life, step, share)
+    if step.stage == "pretrain":
+        say_how_slow(life, step)
     earlier = _scores(life, before, exam()) if before is not None else None
     log.info("  scores: %s", said(_scores(life, step, exam()), step.raises, earlier))
+
+
+def say_how_slow(life: Life, step: Step) -> None:
+    """Where the time was for far fewer tokens than on the machine of README's figures, in how much it would be."""
+    settings = load_recipe(str(life.run_of(step) / "recipe.toml")).pretrain
+    assert life.minutes is not None
+    tokens, typical = (settings.steps or 0) * (settings.batch_tokens or 0), README_TOKENS
+    if 0 < tokens < typical / 2:
+        minutes = life.minutes * typical / tokens
+        log.info(
+            "  this machine reads %.1fM tokens in this time; the figures in README are of one that read %.1fM: "
+            "--budget-minutes %.0f with another --out reads as many",
+            *(tokens / 1e6, typical / 1e6, 5 * math.ceil(minutes / 5)),
+        )
 
 
 def _scores(life: Life, step: Step, exam: Exam) -> dict[str, Result]:

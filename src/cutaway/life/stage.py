@@ -57,27 +57,27 @@ class Life:
         data = tuple(str(self.data / name) for name in step.data)
         return RunSettings(data=data, out=str(self.run_of(step)), init=str(init))
 
-    def minutes_of(self, step: Step) -> float:
-        """Share of the whole; an estimate where the step has a horizon of its own."""
-        return max(LEAST_MINUTES, step.minutes * (self.minutes or LIFE_MINUTES) / LIFE_MINUTES)
+    def minutes_of(self, step: Step, share: float = 1.0) -> float:
+        """What a step has of the whole; an estimate where it has a horizon of its own."""
+        return max(LEAST_MINUTES, share * step.minutes * (self.minutes or LIFE_MINUTES) / LIFE_MINUTES)
 
 
-def recipe_of(life: Life, step: Step) -> Recipe:
-    """The recipe with the step's settings in its stage's table."""
+def recipe_of(life: Life, step: Step, share: float = 1.0) -> Recipe:
+    """The recipe with the step's settings in its stage's table, and this share of the step's minutes."""
     values: dict[str, Any] = {"seed": life.seed, **step.settings}
     if step.has_own_horizon or life.minutes is not None:
         horizons: Mapping[str, Any] = dict.fromkeys(("minutes", "tokens", "steps", "epochs"))
         own = {name: step.settings.get(name) for name in horizons}
-        values |= {**horizons, **own} if step.has_own_horizon else {**horizons, "minutes": life.minutes_of(step)}
+        values |= {**horizons, **own} if step.has_own_horizon else {**horizons, "minutes": life.minutes_of(step, share)}
     settings = dataclasses.replace(getattr(life.recipe, step.stage), **values)
     return dataclasses.replace(life.recipe, **{step.stage: settings})
 
 
-def train(life: Life, step: Step) -> Path:
-    """Run a step, or go on with it. Its number of steps was fixed when it began and is in its recipe.toml, which is
-    kept even where no checkpoint was written yet, so that an interruption changes nothing."""
+def train(life: Life, step: Step, share: float = 1.0) -> Path:
+    """Run a step for a share of its minutes, or go on with it. Its number of steps was fixed when it began and is in
+    its recipe.toml, which is kept even where no checkpoint was written yet, so that an interruption changes nothing."""
     run, out = life.files(step), life.run_of(step)
-    recipe, written = recipe_of(life, step), out / "recipe.toml"
+    recipe, written = recipe_of(life, step, share), out / "recipe.toml"
     if written.is_file():
         recipe = load_recipe(str(written))
         run = dataclasses.replace(run, resume=bool(Checkpoints(out, 1).steps()))

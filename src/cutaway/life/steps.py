@@ -12,8 +12,18 @@ Stage = Literal["pretrain", "sft", "lora", "dpo", "grpo", "agent"]
 
 LIFE_MINUTES = 20.0
 """What the minutes below add up to, data and scores included."""
-DATA_MINUTES, TOKENIZER_MINUTES, SCORE_MINUTES, REPORT_MINUTES = 0.3, 0.2, 0.5, 0.5
+DATA_MINUTES, TOKENIZER_MINUTES, SCORE_MINUTES, REPORT_MINUTES = 0.3, 0.1, 0.75, 0.1
 """Writing the data, training the vocabulary, scoring the model of one stage, and the report at the end."""
+READ_MINUTES = 0.1
+"""Scoring a model that has only read text."""
+OWN_MINUTES: dict[str, float] = {"lora": 0.7, "dpo": 1.0}
+"""Asking the model for answers of its own before such a stage."""
+LEAST_SHARE = 0.5
+"""Of its minutes that a stage has, however late it begins."""
+TRUSTED_S = 60.0
+"""Seconds that what is done is weighed against, when what is left is estimated from it."""
+README_TOKENS = 2.5e6
+"""Of pretraining, in `LIFE_MINUTES`, on the machine whose figures stand in README."""
 MEGABYTES = 24.0
 """Pretraining text and conversations: over twice what two processor cores read in the minutes below."""
 VOCAB_SIZE = 2000

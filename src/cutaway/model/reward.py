@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cutaway.errors import UserError
-from cutaway.model.attention import packed_mask
 from cutaway.model.config import ModelConfig
 from cutaway.model.moe import Routing
 from cutaway.model.transformer import CausalLM
@@ -65,7 +64,7 @@ class RewardModel(CausalLM):
         r"""$r_t = w \cdot h_t$ in fp32, $h$ being the final hidden states; arguments as of a `CausalLM`."""
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        mask = None if documents is None else packed_mask(documents)
+        mask = None if documents is None else self.packed_mask(documents)
         hidden: Tensor = self.model(input_ids, positions, mask, None, routing)
         return (hidden.float() * self.score.weight[0]).sum(-1)
 

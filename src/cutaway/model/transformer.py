@@ -112,6 +112,9 @@ class Decoder(nn.Module):
 class CausalLM(nn.Module):
     """A decoder with a language-model head. Its `state_dict` has the names of Llama and Qwen3 checkpoints."""
 
+    packed_mask, token_nll = staticmethod(packed_mask), staticmethod(token_nll)
+    """What lies before and after the layers; where these are compiled one by one, compiled ones take their place."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -156,13 +159,13 @@ class CausalLM(nn.Module):
         """
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        mask = None if documents is None else packed_mask(documents)
+        mask = None if documents is None else self.packed_mask(documents)
         hidden: Tensor = self.model(input_ids, positions, mask, cache, routing)
         if not head:
             return hidden
         if targets is None:
             return F.linear(hidden, self.head_weight)
-        return token_nll(hidden, self.head_weight, targets, z_loss)
+        return self.token_nll(hidden, self.head_weight, targets, z_loss)
 
     def num_parameters(self, embeddings: bool = True) -> int:
         """Number of parameters, a tied matrix counted once; without `embeddings`, the input embedding left out."""

@@ -196,7 +196,7 @@ def _here(stage: Stage, settings: TrainSettings, model: CausalLM, size: DataSize
     speed = f"{found.rows * found.accumulation * settings.row_length / _step(found):,.0f} tokens/s"
     notes = [f"speed: {speed}, one step measured, {found.precision} on {found.device}"]
     speedup = 1.0
-    if settings.compile == "auto" and resolved["compile"] == "on":
+    if settings.compile == "auto" and resolved["compile"] != "off":
         speedup = COMPILED_SPEED
         notes.append(f"compiled: taken as {speedup:g} times as fast, --compile on measures it")
     steps, seconds = _steps_and_seconds(settings, found, speedup)

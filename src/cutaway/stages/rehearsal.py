@@ -138,7 +138,7 @@ def rehearse(config: ModelConfig, stage: Stage, settings: TrainSettings, size: D
 class Uncompiled(Network):
     """Says that it would be compiled, and is not."""
 
-    def compile(self) -> None:
+    def compile(self, how: str = "on") -> None:
         """Nothing: a rehearsal only asks whether the run would."""
 
 

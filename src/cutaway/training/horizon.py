@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -22,9 +22,14 @@ log = logging.getLogger("cutaway")
 Train = TypeVar("Train", bound=TrainSettings)
 
 HORIZONS = ("minutes", "tokens", "steps", "epochs")
+Compiled = Literal["on", "layers", "off"]
 COMPILE_REPAYS_S = {"cpu": 180.0, "cuda": 45.0}
 """Compiling takes up to a minute on two cores and saves about a third of the time: it pays from about 3 minutes. With
 an H200 and 16 cores it took 11 to 16 s, and saves more, because every kernel that is launched waits for the host."""
+LAYERS_REPAY_S = 120.0
+"""Compiling one layer for all takes less than half of that on a processor."""
+WHOLE_REPAYS_S = 1200.0
+"""From here the whole model is compiled there too: it is up to 3 % faster, and takes 40 to 70 s longer."""
 RESERVE = 0.08
 """Share of the minutes kept back for what the speed measurement does not see: compiling the evaluation, checkpoints,
 samples, and a processor that slows down when it is warm (a run of 18 minutes with 3 % took 20)."""
@@ -45,17 +50,23 @@ def fixed_steps(settings: Train, steps: int) -> Train:
     return dataclasses.replace(settings, **{**dict.fromkeys(HORIZONS), "steps": steps})  # type: ignore[arg-type]
 
 
-def should_compile(setting: str, device: torch.device, expected_s: float) -> tuple[bool, str]:
-    """Whether to compile, and why in a few words."""
-    if setting != "auto":
-        return setting == "on", "as set"
+def should_compile(
+    setting: str, device: torch.device, expected_s: float, layers_alike: bool = False
+) -> tuple[Compiled, str]:
+    """How much to compile, and why in a few words. `layers_alike`: one layer's code would serve all. Where it would
+    not, `layers` means the whole model: a run may go on with more processes, or on a GPU."""
+    if setting == "layers" and not layers_alike:
+        return "on", "layers is for models without experts, on a CPU, in one process"
+    if setting in ("on", "layers", "off"):
+        return setting, "as set"  # type: ignore[return-value]
     if device.type == "mps":
-        return False, "not on MPS"
+        return "off", "not on MPS"
     if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-        return False, "no C++ compiler (g++) found, which compiling for a CPU needs"
-    if expected_s < COMPILE_REPAYS_S[device.type]:
-        return False, f"a run of about {expected_s:.0f} s does not repay it"
-    return True, f"a run of about {expected_s / 60:.0f} minutes repays it"
+        return "off", "no C++ compiler (g++) found, which compiling for a CPU needs"
+    if expected_s < (LAYERS_REPAY_S if layers_alike else COMPILE_REPAYS_S[device.type]):
+        return "off", f"a run of about {expected_s:.0f} s does not repay it"
+    how: Compiled = "layers" if layers_alike and expected_s < WHOLE_REPAYS_S else "on"
+    return how, f"a run of about {expected_s / 60:.0f} minutes repays it"
 
 
 def seconds_per_micro_batch(step: Callable[[Batch], object], batch: Batch, device: torch.device, least: int) -> float:

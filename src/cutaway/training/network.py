@@ -1,7 +1,10 @@
 """A model as the loop calls it: in the chosen arithmetic, compiled, and wrapped for ranks."""
 
+import copy
+import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,6 +19,27 @@ from cutaway.objectives.next_token import IGNORE
 from cutaway.training.distributed import Ranks, shard, wrap
 from cutaway.training.precision import autocast
 
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def _shallow(module: Module) -> Module:
+    """A copy that has the parts of the first, but may be given others."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+def by_layers(model: CausalLM) -> CausalLM:
+    """A model of the same weights whose layers are compiled. The one given stays as it is: it generates samples, with
+    other shapes in every call."""
+    twin = _shallow(model)
+    twin.model = _shallow(model.model)
+    fast: Callable[[Any], Any] = functools.partial(torch.compile, dynamic=False)
+    twin.model.layers = nn.ModuleList(fast(layer) for layer in model.model.layers)
+    twin.model.norm = fast(model.model.norm)
+    twin.packed_mask, twin.token_nll = fast(model.packed_mask), fast(model.token_nll)
+    return twin
+
 
 class Network:
     """Calls go to `module`: the bare model at first, then compiled, then wrapped so that ranks sum their gradients.
@@ -29,9 +53,20 @@ class Network:
         self.module: nn.Module = self.model
         self.sharded = False
 
-    def compile(self) -> None:
-        """Fuse what lies between the matrix products. Shapes must stay the same from call to call."""
-        self.local = self.module = torch.compile(self.model, dynamic=False)  # type: ignore[assignment]
+    def compile(self, how: Literal["on", "layers"] = "on") -> None:
+        """Fuse what lies between the matrix products. Shapes must stay the same from call to call.
+
+        `layers` compiles a layer at a time. They differ in nothing but their weights, so the first one's code serves
+        all (`benchmarks/compiling.py`).
+        """
+        compiled: Any = by_layers(self.model) if how == "layers" else torch.compile(self.model, dynamic=False)
+        self.local = self.module = compiled
+
+    @property
+    def layers_alike(self) -> bool:
+        """Whether one layer's code serves all: experts' layers add to one list, so each would be compiled anew, and
+        wrappers for ranks want one module."""
+        return not self.model.config.num_experts and self.ranks.world == 1 and self.ranks.device.type == "cpu"
 
     @property
     def compiled(self) -> bool:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from cutaway.recipe.base import TrainSettings
 from cutaway.training.derive import Rule, derive_batch, derive_intervals, derive_optimizer
 from cutaway.training.horizon import (
     RESERVE,
+    Compiled,
     check_horizon,
     fixed_steps,
     micro_batch_times,
@@ -195,15 +196,15 @@ class _Probe:
         self.network.model.zero_grad(set_to_none=True)
 
 
-def _compile(network: Network, setting: str, expected_s: float) -> Literal["on", "off"]:
+def _compile(network: Network, setting: str, expected_s: float) -> Compiled:
     """Compile where that pays, as the first rank sees it."""
     ranks = network.ranks
-    compiled, why = should_compile(setting, ranks.device, ranks.broadcast(expected_s))
+    how, why = should_compile(setting, ranks.device, ranks.broadcast(expected_s), network.layers_alike)
     if ranks.first:
-        log.info("compile: %s (%s)", "on" if compiled else "off", why)
-    if compiled:
-        network.compile()
-    return "on" if compiled else "off"
+        log.info("compile: %s (%s)", how, why)
+    if how != "off":
+        network.compile(how)
+    return how
 
 
 def horizon_tokens(settings: TrainSettings, per_epoch: int) -> float:
