@@ -122,6 +122,7 @@ def test_a_delay_is_taken_from_all_that_is_left(tmp_path: Path) -> None:
     assert share("grpo") == pytest.approx((660 - 300 - 130 - 60 * 1.2222222) / 180, abs=2e-3)
     journal.note("dpo", 400.0)
     assert share("grpo") == steps.LEAST_SHARE
+    assert share("data") == 1.0  # nothing of it can become less
     late = recipe_of(life_of(tmp_path), PLAYGROUND[1], 0.5)
     assert late.sft.minutes == pytest.approx(PLAYGROUND[1].minutes / 2)
 

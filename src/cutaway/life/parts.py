@@ -28,7 +28,7 @@ class Part:
     command: str = ""
     """The command that does the same by hand."""
     training: float = 0.0
-    """Of the minutes, those that may become fewer."""
+    """Of the minutes, those that may become fewer; 0 where all are needed."""
 
 
 def share_left(parts: Sequence[Part], name: str, journal: Journal, minutes: float) -> float:
@@ -39,17 +39,18 @@ def share_left(parts: Sequence[Part], name: str, journal: Journal, minutes: floa
     left then is shared in proportion: nobody gets more than the table says, or less than `LEAST_SHARE` of it.
     """
     place = [part.name for part in parts].index(name)
+    if not parts[place].training:
+        return 1.0
     spent = around = planned = 0.0
     for part in parts[:place]:
         seconds = journal.seconds.get(part.name, 0.0)
-        share = share_left(parts, part.name, journal, minutes) if part.training else 0.0
         spent += seconds
-        around += seconds - 60 * part.training * share
+        around += seconds - 60 * part.training * share_left(parts, part.name, journal, minutes)
         planned += 60 * (part.minutes - part.training)
     slower = max(1.0, (around + TRUSTED_S) / (planned + TRUSTED_S))
     training = 60 * sum(part.training for part in parts[place:])
     rest = 60 * minutes - spent - slower * 60 * sum(part.minutes - part.training for part in parts[place:])
-    return min(1.0, max(LEAST_SHARE, rest / training)) if training else 1.0
+    return min(1.0, max(LEAST_SHARE, rest / training))
 
 
 def go(parts: Sequence[Part], journal: Journal) -> None:

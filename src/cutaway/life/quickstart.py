@@ -24,6 +24,7 @@ from cutaway.life.steps import (
     README_TOKENS,
     REPORT_MINUTES,
     SCORE_MINUTES,
+    SHORT_MINUTES,
     TOKENIZER_MINUTES,
     Step,
 )
@@ -72,7 +73,7 @@ def playground_parts(life: Life, journal: Journal, items: int = ITEMS) -> list[P
         around += OWN_MINUTES.get(step.stage, 0.0) * scale
         share = functools.partial(share_left, parts, step.stage, journal, life.minutes)
         work = functools.partial(train_and_score, life, step, exam, share)
-        scalable = 0.0 if step.has_own_horizon else training
+        scalable = training if step.minutes >= SHORT_MINUTES and not step.has_own_horizon else 0.0
         parts.append(Part(step.stage, training + around, step.says, work, by_hand(life, step), scalable))
     return parts
 

@@ -20,6 +20,8 @@ OWN_MINUTES: dict[str, float] = {"lora": 0.7, "dpo": 1.0}
 """Asking the model for answers of its own before such a stage."""
 LEAST_SHARE = 0.5
 """Of its minutes that a stage has, however late it begins."""
+SHORT_MINUTES = 1.0
+"""Of a stage that gives nothing up: it has little more than what loading and measuring its speed take."""
 TRUSTED_S = 60.0
 """Seconds that what is done is weighed against, when what is left is estimated from it."""
 README_TOKENS = 2.5e6
