@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from cutaway.training.optim import make_optimizers
 from model_helpers import tiny_config
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
+CXX = shutil.which("g++") or shutil.which("clang++")
+"""What compiling for a processor needs."""
 SEQ = 16
 VOCAB = 61
 

@@ -4,7 +4,6 @@ test_recomputed_compiled.py        prints the distances that the test looks at, 
 """
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -16,13 +15,10 @@ import torch
 from torch import Tensor
 
 from cutaway.data.loader import Batch
-from cutaway.training.horizon import should_compile
 from cutaway.training.network import Network
 from model_helpers import pack, random_ids, random_model, tiny_config
-from training_helpers import ALONE
+from training_helpers import ALONE, CXX
 
-COMPILES, WHY = should_compile("auto", torch.device("cpu"), math.inf)
-"""Whether a long run here compiles: where it does, this is tested."""
 ROUTED = {"qk_norm": True, "num_experts": 4, "moe_intermediate_size": 32, "router_aux_loss_coef": 0.5}
 CASES: dict[str, tuple[dict[str, Any], torch.dtype, Literal["on", "layers"]]] = {
     "dense": ({"qk_norm": True}, torch.float32, "on"),
@@ -58,7 +54,7 @@ def distances() -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(COMPILES == "off", reason=WHY)
+@pytest.mark.skipif(CXX is None, reason="no C++ compiler")
 def test_gradients_are_those_of_the_plain_network() -> None:
     helpers = str(Path(__file__).resolve().parents[1])
     env = os.environ | {"PYTHONPATH": os.pathsep.join([helpers, os.environ["PYTHONPATH"]])}

@@ -1,6 +1,5 @@
 """Killed at random moments and resumed each time, a run ends with the bytes of an uninterrupted one."""
 
-import math
 import shutil
 import signal
 import subprocess
@@ -9,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from rl_helpers import write_model, write_prompts
 from run_helpers import (
     ROOT,
@@ -24,11 +22,10 @@ from run_helpers import (
 )
 
 from cutaway.training.checkpoint import Checkpoints
-from cutaway.training.horizon import should_compile
+from training_helpers import CXX
 
 pytestmark = pytest.mark.slow
 PRETRAIN_STEPS, SFT_STEPS, RL_STEPS = 300, 100, 80
-COMPILES, WHY = should_compile("auto", torch.device("cpu"), math.inf)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +90,7 @@ def test_a_polite_signal_writes_a_checkpoint(town: Town, base: Path, tmp_path: P
     check_same(run, base)
 
 
-@pytest.mark.skipif(COMPILES == "off", reason=WHY)
+@pytest.mark.skipif(CXX is None, reason="no C++ compiler")
 @pytest.mark.parametrize("how", ["on", "layers"])
 def test_a_compiled_run_resumes_exactly(how: str, town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes only, since each takes half a minute to compile: the second goes on from within the first's run."""

@@ -97,7 +97,7 @@ def train_and_score(
     share = share_left()
     if share < WORTH_SAYING and not (life.run_of(step) / "recipe.toml").is_file():
         wanted, given = (clock(60 * life.minutes_of(step, part)) for part in (1.0, share))
-        log.info("  behind the plan: this stage trains for %s in place of %s", given, wanted)
+        log.info("  to end in time, this stage trains for %s in place of %s", given, wanted)
     train(life, step, share)
     if step.stage == "pretrain":
         say_how_slow(life, step)

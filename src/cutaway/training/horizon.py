@@ -29,7 +29,8 @@ an H200 and 16 cores it took 11 to 16 s, and saves more, because every kernel th
 LAYERS_REPAY_S = 120.0
 """Compiling one layer for all takes less than half of that on a processor."""
 WHOLE_REPAYS_S = 1200.0
-"""From here the whole model is compiled there too: it is up to 3 % faster, and takes 40 to 70 s longer."""
+"""From here the whole model is compiled there too: it is up to 2.4 % faster, and takes 24 to 69 s
+longer (`benchmarks/compiling.py`)."""
 RESERVE = 0.08
 """Share of the minutes kept back for what the speed measurement does not see: compiling the evaluation, checkpoints,
 samples, and a processor that slows down when it is warm (a run of 18 minutes with 3 % took 20)."""
