@@ -203,6 +203,23 @@ def test_tokens_are_dumped_with_all_their_numbers(init: Path, data: Path, tmp_pa
     assert any(abs(line["ratio"] - 1) > 0.3 for line in lines) and not any(line["clipped"] for line in lines)
 
 
+def test_the_first_update_off_the_policy_may_be_of_the_second_pass(init: Path, data: Path, tmp_path: Path) -> None:
+    more = {"dump_tokens": 2, "group_size": 4, "minibatches": 1, "rollout_epochs": 2, "steps": 2, "adam_lr": 1e-2}
+    train("grpo", init, data, tmp_path / "run", **more)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "rl_tokens.jsonl").read_text().splitlines()]
+    assert any(abs(line["ratio"] - 1) > 1e-4 for line in lines if line["own"])
+
+
+def test_an_environment_that_fails_is_a_mistake_before_the_first_rollout(
+    init: Path, data: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.py"
+    own.write_text("def shop(record):\n    return {}[record['id']]\n")
+    with pytest.raises(UserError, match=r"^p\d+: environment failed: KeyError: 'p\d+'$"):
+        train("agent", init, data, tmp_path / "run", environment=f"{own}:shop", group_size=4)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_bad_rewards_and_long_prompts_are_survived_and_counted(
     init: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

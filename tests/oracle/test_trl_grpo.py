@@ -1,4 +1,4 @@
-"""Losses, gradients and metrics of the GRPO family, and advantages, against TRL's GRPOTrainer on the same tensors.
+"""Losses, gradients and metrics of the GRPO family against TRL's GRPOTrainer on the same tensors.
 
 TRL has its losses inside `_compute_loss`. It is called here with a stand-in for the trainer, whose log-probabilities
 are those of the test.
@@ -18,7 +18,11 @@ from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
 
 from cutaway.objectives import aggregation, kl, policy  # noqa: E402
 from cutaway.objectives.policy import Tokens  # noqa: E402
-from cutaway.rl.algorithms import ALGORITHMS, policy_loss  # noqa: E402
+from cutaway.rl.algorithms import ALGORITHMS, Algorithm, policy_loss  # noqa: E402
+from cutaway.rl.meter import Meter  # noqa: E402
+from cutaway.rl.rollout import Minibatch  # noqa: E402
+from cutaway.rl.update import measure_step  # noqa: E402
+from cutaway.training.distributed import Ranks  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -132,19 +136,30 @@ def test_rows_of_the_table(name: str, moved: float) -> None:
         assert metrics["kl"] == pytest.approx(distance, abs=1e-5)
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "cispo"])
-def test_clip_fractions(loss_type: str) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_clip_fractions(name: str) -> None:
+    """As a run logs them: of tokens, and in GSPO of answers."""
+    loss_type, settings = CASES[name]
     answers = Answers(0.5)
-    tokens = answers.tokens()
-    high = 1.28 if loss_type == "cispo" else 0.28
-    _, metrics = theirs(answers, loss_type, low=0.2, high=high)
-    below, above = policy.clipped(tokens.ratio, tokens.advantages, 0.2, 0.28)
-    if loss_type == "cispo":
-        assert metrics["cispo_clip_ratio"] == pytest.approx(above[answers.mask].float().mean().item(), abs=1e-6)
+    _, metrics = theirs(answers, loss_type, **settings)
+    changes = {"clip_high": 0.28} if name == "cispo" else {}
+    line = logged(answers, ALGORITHMS[name].with_values(**changes))
+    if name == "cispo":
+        assert line["clip_fraction_high"] == pytest.approx(metrics["cispo_clip_ratio"], abs=1e-6)
         return
-    assert metrics["clip_ratio/low_mean"] == pytest.approx(below[answers.mask].float().mean().item(), abs=1e-6)
-    assert metrics["clip_ratio/high_mean"] == pytest.approx(above[answers.mask].float().mean().item(), abs=1e-6)
+    assert line["clip_fraction_low"] == pytest.approx(metrics["clip_ratio/low_mean"], abs=1e-6)
+    assert line["clip_fraction_high"] == pytest.approx(metrics["clip_ratio/high_mean"], abs=1e-6)
     assert 0 < metrics["clip_ratio/low_mean"] < 1
+
+
+def logged(answers: Answers, row: Algorithm) -> dict[str, float]:
+    """What `rl/update.py` measures of an update on these answers."""
+    tokens, meter = answers.tokens(), Meter(Ranks(0, 1, torch.device("cpu")))
+    ids, shown = torch.zeros(BATCH, LENGTH, dtype=torch.long), (answers.mask, answers.mask)
+    known = (answers.old, tokens.advantages, answers.old, answers.ref, None, None)
+    batch = Minibatch(ids, ids, ids, *shown, *known, BATCH, int(answers.mask.sum()), first=False)
+    measure_step(meter, row, tokens, answers.entropies, batch, policy_loss(row)(tokens))
+    return meter.report()
 
 
 def test_bnpo_is_the_token_mean_of_one_batch() -> None:

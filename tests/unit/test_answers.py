@@ -23,7 +23,7 @@ from cutaway.evals.answers import (
 from cutaway.generation.engine import Completion, Engine
 from cutaway.generation.sampling import Sampling
 from cutaway.tokenization.chat import render
-from cutaway.verifiers.record import verifier_of
+from cutaway.verifiers.record import judge, verifier_of
 from cutaway.verifiers.table import run_verifier
 from data_helpers import write_jsonl
 from generation_helpers import tiny_model, tiny_tokenizer
@@ -48,9 +48,26 @@ def test_the_verifier_follows_from_gt() -> None:
     assert verifier_of("18/25") == {"name": "numeric", "args": {"expected": "18/25"}}
     assert verifier_of(3) == {"name": "numeric", "args": {"expected": "3"}}
     assert verifier_of("Paris") == {"name": "contains", "args": {"expected": "Paris"}}
-    assert verifier_of(["a", 2]) == {"name": "contains", "args": {"expected": ["a", "2"]}}
+    assert verifier_of(0) == verifier_of([0]) == {"name": "numeric", "args": {"expected": "0"}}
+    assert verifier_of(["a", 2]) == {"name": "contains_all", "args": {"expected": ["a", "2"]}}
     with pytest.raises(UserError, match="neither 'gt' nor 'verifier'"):
         verifier_of("")
+
+
+@pytest.mark.parametrize(
+    ("gt", "text", "score"),
+    [
+        (["9472"], "答案是 9,472", 1.0),
+        (["28°C", "7.21"], "It is 28°C.", 0.5),
+        (["28°C", "7.21"], "It is 28°C, and a dollar buys 7.210.", 1.0),
+        ([12.0, "1234567"], "12 與 1,234,567", 1.0),
+        (["12", "13"], "12 and 13.5", 0.5),
+    ],
+)
+def test_a_list_means_all_of_it_with_numbers_compared_as_numbers(gt: Any, text: str, score: float) -> None:
+    """As MiniMind's records of RL mean it, whose reward is the share that was found."""
+    verdict = judge({"gt": gt}, [{"role": "assistant", "content": text}])
+    assert (verdict.score, verdict.ok) == (score, score == 1)
 
 
 def test_tasks_of_a_file(tmp_path: Path) -> None:

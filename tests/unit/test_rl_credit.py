@@ -2,14 +2,17 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from cutaway.recipe.rl import PPOSettings
+from cutaway.recipe.rl import GRPOSettings, PPOSettings
 from cutaway.rl.algorithms import ALGORITHMS, group_advantage
-from cutaway.rl.credit import credit_tokens, share
+from cutaway.rl.credit import credit_tokens, give_credit, share
 from cutaway.rl.meter import Meter
+from cutaway.rl.playing import Group, Players
+from cutaway.rl.prompts import Prompt
 from cutaway.rl.rollout import Sample
 from cutaway.training.distributed import Ranks
 
@@ -41,6 +44,18 @@ def test_ppo_whitens_over_what_is_trained() -> None:
     line = meter.report()
     assert line["advantage_mean"] == pytest.approx(0.375)
     assert line["explained_variance"] == 0  # of the values, which are all 0
+
+
+def test_an_answer_that_could_not_be_judged_is_in_no_statistic_of_advantages() -> None:
+    """Two groups: of one only two answers were judged, of the other none."""
+    samples = [sample(place, [True]) for place in range(6)]
+    earned = ([1.0, 0.0, math.nan], [math.nan] * 3)
+    groups = [Group(Prompt(str(i), {}, [1]), rewards) for i, rewards in enumerate(earned)]
+    players, meter = object.__new__(Players), Meter(ALONE)
+    vars(players).update(network=SimpleNamespace(ranks=ALONE), tracker=None)
+    give_credit(players, groups, samples, ALGORITHMS["dr_grpo"], GRPOSettings(), meter)
+    assert [float(one.advantages) for one in samples] == [0.5, -0.5, 0, 0, 0, 0]
+    assert meter.report() == {"advantage_mean": 0.0, "advantage_square": 0.25, "advantage_zero": 0.0}
 
 
 def test_a_learner_s_advantage_may_trip_over_an_answer_that_could_not_be_judged(tmp_path: Path) -> None:

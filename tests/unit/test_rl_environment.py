@@ -1,14 +1,18 @@
 """Episodes: whose token is whose, tools that misbehave, limits, and no re-tokenising."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from cutaway.errors import UserError
 from cutaway.generation.engine import Completion, Engine, Piece, Request
-from cutaway.rl.environment import Episode, Limits, play, tool_turn_ids
+from cutaway.recipe.rl import AgentSettings
+from cutaway.rl.environment import Episode, Limits, check_environments, play, tool_turn_ids
 from cutaway.rl.prompts import Prompt
+from cutaway.stages import agent
 from cutaway.tokenization.chat import render
 from cutaway.tools.schema import ToolError
 from cutaway.tools.toolbox import Toolbox
@@ -151,6 +155,53 @@ def test_a_tool_that_hangs_is_an_observation_and_holds_up_nobody() -> None:
     assert order == ["again", "again"]
     assert "took longer than 0.3 seconds" in episodes[0].said[1]["content"]
     assert [episode.ending for episode in episodes] == ["answered", "answered"]
+
+
+def test_what_breaks_beside_the_policy_is_named_a_few_times(caplog: pytest.LogCaptureFixture) -> None:
+    """A tool that raises, one that hangs, tools that cannot be made, and an answer with nothing in it; a call that the
+    policy got wrong is not among them."""
+
+    def burnt(item: str) -> int:
+        """Price of a thing."""
+        if item == "mat":
+            time.sleep(1)
+        raise ValueError("burnt")
+
+    burnt.__name__ = "price"
+    boxes = {"wrong": Toolbox([price]), "burnt": Toolbox([burnt], seconds=0.2)}
+
+    def toolbox_of(record: Any) -> Toolbox:
+        return boxes[record["box"]]
+
+    for box, item, message in (
+        ("burnt", "cat", "Error: price failed: ValueError: burnt"),
+        ("burnt", "mat", "Error: price took longer than 0.2 seconds"),
+        ("none", "cat", "Error: environment failed: KeyError: 'none'"),
+        ("wrong", "dog", ""),
+    ):
+        caplog.clear()
+        record = {"conversations": [USER], "box": box}
+        episodes = [Episode(Prompt(str(i // 2), record, [1, 2]), i) for i in range(14)]
+        play(Script(call(item), {"content": "sorry"}), TOKENIZER, episodes, Limits(64, 512, 3), 1.0, toolbox_of)
+        assert [one.ending for one in episodes] == ["answered"] * 14
+        assert all(not result.ok and result.text.startswith("Error: ") for one in episodes for result in one.results)
+        named = [f"{i}: {message}" for i in range(5)] if message else []
+        assert [one.getMessage() for one in caplog.records] == named
+    caplog.clear()
+    episodes = [Episode(Prompt(str(i), {"conversations": [USER]}, [1, 2]), i) for i in range(7)]
+    play(Script({"content": ""}), TOKENIZER, episodes, Limits(64, 512, 3), 1.0)
+    assert [one.getMessage() for one in caplog.records] == [f"{i}: an empty answer" for i in range(5)]
+
+
+def test_an_environment_that_is_not_there_is_found_before_training() -> None:
+    prompts = [Prompt("a", {}, [1]), Prompt("file.jsonl:2", {"environment": {"name": "moon"}}, [1])]
+    check_environments(prompts, lambda record: None)
+    for toolbox_of, message in (
+        (agent.toolboxes(AgentSettings()), "^file.jsonl:2: environment failed: environment 'moon' is not known"),
+        (lambda record: record["environment"]["seed"] if record else None, "^file.jsonl:2: .* KeyError: 'seed'$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_environments(prompts, lambda record, make=toolbox_of: make(record) if record else None)
 
 
 def test_tools_remember_what_an_earlier_turn_of_their_episode_did() -> None:

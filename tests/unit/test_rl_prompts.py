@@ -28,6 +28,20 @@ def test_reading_leaves_out_what_is_too_long_and_says_so(tmp_path: Path, caplog:
     assert "p.jsonl:3: prompt long has" in caplog.text
 
 
+def test_a_zero_is_a_value(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "p.jsonl", [record("3 - 3?", id=0, level=0, subject="sums", gt=0)])
+    for judged in (True, False):
+        prompt = read_prompts([str(path)], tiny_tokenizer(), longest=40, judged=judged).usable[0]
+        assert (prompt.id, prompt.level, prompt.record["gt"]) == ("0", "0", 0)
+    nothing = record("x", id="", level="", subject="sums")
+    (prompt,) = read_prompts([str(write_jsonl(path, [nothing]))], tiny_tokenizer(), longest=40).usable
+    assert (prompt.id, prompt.level) == (f"{path}:1", "sums")
+    # Where nothing asks for a verifier, one that is there must still be one that can be used.
+    path = write_jsonl(path, [record("x", gt=["a", ""])])
+    with pytest.raises(UserError, match="only white space"):
+        read_prompts([str(path)], tiny_tokenizer(), longest=40, judged=False)
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [

@@ -1,19 +1,29 @@
 """Rewards: each component by hand, their sum, and what happens when one of them fails."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+import torch
 
 from cutaway.errors import UserError
 from cutaway.rl.environment import Episode
+from cutaway.rl.meter import Meter
+from cutaway.rl.playing import Players, note
 from cutaway.rl.prompts import Prompt
 from cutaway.rl.rewards import Rewards, split_weight
+from cutaway.rl.source import RolloutSource
+from cutaway.stages import rl
 from cutaway.tools.toolbox import ToolResult
+from cutaway.training.distributed import Ranks
 from cutaway.verifiers.table import VERIFIERS
 from cutaway.verifiers.verdict import Verdict
 
+ALONE = Ranks(0, 1, torch.device("cpu"))
 RIGHT = {"name": "numeric", "args": {"expected": 4}}
 
 
@@ -76,6 +86,50 @@ def test_a_verifier_that_raises_is_counted_and_named(caplog: pytest.LogCaptureFi
     assert scored.totals[0] == 1 and math.isnan(scored.totals[1])
     assert (scored.unjudged, scored.raised) == (1, 1)
     assert "x: no reward (verifier: verifier broken raised RuntimeError: no luck)" in caplog.text
+
+
+def test_a_zero_is_something_to_judge_by_and_nothing_is_not() -> None:
+    episodes = [episode("It is 0.", verifier=None, gt=0), episode("It is 1.", verifier=None, gt=0)]
+    scored = make("verifier").score(episodes)
+    assert (scored.totals, scored.solved, scored.unjudged) == ([1.0, 0.0], [True, False], 0)
+    scored = make("length").score([episode("4", verifier=None, gt=gt) for gt in (None, "", [])])
+    assert (scored.solved, scored.unjudged, scored.raised) == ([None] * 3, 0, 0)
+
+
+def test_what_was_not_judged_counts_as_neither_right_nor_wrong() -> None:
+    def broken(answer: str) -> Verdict:
+        raise RuntimeError("no luck")
+
+    episodes = [episode("4"), episode("5"), episode("4", verifier={"name": "broken"}, level=2), episode("", ids=(1,))]
+    episodes[2].prompt = Prompt("y", episodes[2].record, [9, 9], level="2")
+    for wanted, success in (("verifier", 1 / 3), ("length", 1 / 3)):
+        meter = Meter(ALONE)
+        note(meter, episodes, make(wanted, verifiers={**VERIFIERS, "broken": broken}).score(episodes), 1.0)
+        line = meter.report()
+        assert line["success"] == pytest.approx(success) and "success_level_2" not in line
+        # It was written all the same, and an answer with nothing in it is counted.
+        assert line["response_length"] == 2.5 and line["empty"] == 0.25
+        assert line["unjudged"] == (0.25 if wanted == "verifier" else 0)
+
+
+def test_a_held_out_prompt_that_could_not_be_judged_is_left_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answered(engine: Any, tokenizer: Any, episodes: Sequence[Episode], *_: Any) -> None:
+        for one in episodes:
+            one.said = [{"role": "assistant", "content": "4"}]
+
+    raising = {"verifier": {"name": "exact", "args": {"nothing": 1}}}
+    heldout = [Prompt(str(i), {"gt": 4 + i % 2, **(raising if i > 1 else {})}, [1], str(i)) for i in range(4)]
+    players, source = object.__new__(Players), object.__new__(RolloutSource)
+    names = ("engine", "tokenizer", "limits", "toolbox_of")
+    vars(players).update(dict.fromkeys(names, MagicMock()), network=SimpleNamespace(ranks=ALONE))
+    source.idle_s = 0.0
+    monkeypatch.setattr(rl, "play", answered)
+    assert rl.make_evaluation(players, heldout, source)() == {
+        "success": 0.5,
+        "success_level_0": 1,
+        "success_level_1": 0,
+    }
+    assert rl.make_evaluation(players, heldout[2:], source)() == {}
 
 
 def test_a_function_of_ones_own_may_fail_in_every_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

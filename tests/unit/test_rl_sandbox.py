@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -70,11 +71,41 @@ def test_time_and_memory_are_limited() -> None:
     assert run_code("x = bytearray(10**9)") == (False, "MemoryError")
 
 
-def test_an_exit_code_is_the_program_s_own() -> None:
+def test_only_the_end_is_an_end() -> None:
     """64 is what the sandbox says of itself where it cannot be one."""
-    assert run_code("raise SystemExit(64)") == (False, "exit code 1")
-    assert run_code("raise SystemExit(7)", well=7) == (True, "ended well")
-    assert run_code("", well=7) == (False, "exit code 0")
+    assert run_code("import os\nos._exit(64)") == (False, "exit code 1")
+    assert run_code("import os\nos._exit(0)") == (False, "exit code 0")
+    assert run_code("raise SystemExit", "assert False") == (False, "SystemExit")
+    assert run_code("x = 1", "assert x == 1 and __name__ == '__main__'") == (True, "ended well")
+    # What is left open at the end of one program takes nothing of the next away.
+    assert not run_code("if False: \\", "assert False")[0]
+
+
+def test_the_end_cannot_be_read_or_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda size: "the" + "nonce")
+    places = (
+        "open('/proc/self/cmdline').read()",
+        "sys.stdin.read()",
+        "str(globals())",
+        "str(os.environ)",
+        "str(os.listdir())",
+    )
+    for place in places:
+        assert run_code(f"import os, sys\nassert 'the' + 'nonce' not in {place}") == (True, "ended well")
+    assert run_code("open(__file__)") == (False, "NameError: name '__file__' is not defined")
+
+
+def test_what_it_says_fills_neither_memory_nor_disk() -> None:
+    """64 MB to each descriptor, the one that the end is told on among them, which blocks once it holds no more."""
+    tracemalloc.start()
+    line = "import os, sys\nfor _ in range(64): {}"
+    assert run_code(line.format("sys.stderr.write('x' * 2**20)"))[0]
+    assert run_code(line.format("print('x' * 2**20)"))[0]
+    assert not run_code(line.format("[os.write(n, b'x' * 2**20) for n in range(1, 5)]"), seconds=1)[0]
+    assert not run_code("raise ValueError('x' * 2**20)")[0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_what_an_answer_earns() -> None:

@@ -11,7 +11,7 @@ from cutaway.errors import UserError
 from cutaway.model.reward import RewardModel
 from cutaway.model.weights import save_model
 from cutaway.recipe.recipe import RunSettings
-from cutaway.recipe.rl import GRPOSettings, SPOSettings
+from cutaway.recipe.rl import GRPOSettings, PPOSettings, SPOSettings
 from cutaway.rl import setup
 from cutaway.rl.setup import idle, make_rewards, resolve
 from cutaway.training.distributed import Ranks
@@ -43,6 +43,11 @@ def test_a_setting_that_does_nothing_is_said(settings: Any, names: list[str]) ->
     found = said(settings)
     assert len(found) == len(names)
     assert all(line.startswith(name) for line, name in zip(found, names, strict=True)), found
+
+
+def test_gspo_would_throw_away_what_a_value_model_credits() -> None:
+    with pytest.raises(UserError, match="gspo has one ratio an answer"):
+        resolve(PPOSettings(steps=1, policy_loss="gspo"))
 
 
 def test_a_reward_model_with_another_tokenizer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

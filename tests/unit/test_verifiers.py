@@ -140,6 +140,23 @@ def test_contains():
     assert contains_all("c b a", ["a", "b", "c"]).ok
 
 
+@pytest.mark.parametrize(
+    "answer", ["The prices are 12, 13 and 14 coins.", "12,13,14", "12，13，14", "12、13、14", "12, 13,14 coins"]
+)
+def test_a_list_of_numbers_is_no_number(answer):
+    assert contains_all(answer, ["12", "13", "14"]).ok
+    assert not contains(answer, ["2", "3", "1213", "121314"]).ok
+
+
+def test_a_number_is_found_however_its_thousands_are_written():
+    for answer in ("1,234", "1234 coins", "It is 1,234.0.", "１，２３４"):
+        assert contains(answer, "1234").ok and contains(answer, "1,234").ok
+        assert not contains(answer, ["1", "234", "123", "34"]).ok
+    assert contains("1,234 coins, 13 coins", "13 coins").ok and contains("1,234 coins", "1234 coins").ok
+    assert not contains("1,234", "7", without=["1234"]).ok and not contains("1,234,567", ["1,234", "234,567"]).ok
+    assert contains("有一個，1,234 元", "1,234 元").ok and not contains("有一個", "1").ok
+
+
 @given(
     st.sampled_from("ABCD"),
     st.sampled_from([

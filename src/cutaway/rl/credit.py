@@ -58,9 +58,10 @@ def give_credit(
     for sample in samples:
         sample.advantages = torch.where(sample.own, flat[sample.place], 0.0)
     if ranks.first:
-        meter.add("advantage_mean", flat.sum(), flat.numel())
-        meter.add("advantage_square", flat.square().sum(), flat.numel())
-        meter.add("advantage_zero", (flat.abs() < 1e-6).sum(), flat.numel())
+        judged = flat[~rewards.flatten().isnan()]
+        meter.add("advantage_mean", judged.sum(), judged.numel())
+        meter.add("advantage_square", judged.square().sum(), judged.numel())
+        meter.add("advantage_zero", (judged.abs() < 1e-6).sum(), judged.numel())
 
 
 def distances(ranks: Ranks, samples: Sequence[Sample], row: Algorithm, count: int) -> Float[Tensor, " answers"]:

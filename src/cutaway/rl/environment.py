@@ -5,11 +5,14 @@ that the chat format has for it; a transcript is never made text and tokenised a
 the tokens that were drawn. `own` tells the two apart: only the policy's tokens are trained.
 """
 
+import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from cutaway.errors import UserError
 from cutaway.generation.conversation import answer_message
 from cutaway.generation.engine import Completion, Piece, Request
 from cutaway.rl.prompts import Prompt
@@ -19,11 +22,16 @@ from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.tools.toolbox import Toolbox, ToolResult
 from cutaway.verifiers.record import last_answer
 
+log = logging.getLogger("cutaway")
 ToolboxOf = Callable[[Mapping[str, Any]], Toolbox | None]
 """From a record to the tools of its environment; None where it has none."""
 Ending = Literal["answered", "truncated", "turns"]
 """Answered without a further call; cut off by the limit of an answer or of the whole; called tools in its last turn."""
 TOOL_THREADS = 16
+NAMED_IN_LOG = 5
+"""Records that a rollout names in the log for each thing that went wrong."""
+_BROKEN = re.compile(r"Error: \S+ (?:failed: |took longer than )")
+"""How a toolbox says that a tool raised or hung, where it might also say that it was called wrongly."""
 
 
 class Sampler(Protocol):
@@ -88,6 +96,11 @@ class Episode:
         return last_answer(self.said)
 
     @property
+    def empty(self) -> bool:
+        """Whether a user sees nothing, and no tool was called either."""
+        return not self.text.strip() and not self.results
+
+    @property
     def own_ids(self) -> list[int]:
         """What the policy wrote."""
         return [token for token, own in zip(self.ids, self.own, strict=True) if own]
@@ -96,6 +109,27 @@ class Episode:
     def truncated(self) -> bool:
         """Whether the last answer was cut off."""
         return self.ending == "truncated"
+
+
+class NoTools(Toolbox):
+    """In the place of tools that could not be made: every call is answered with the reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+    def call(self, name: Any, arguments: Any = None) -> ToolResult:
+        """The reason, as an error."""
+        return self._error(self.reason)
+
+
+def check_environments(prompts: Sequence[Prompt], toolbox_of: ToolboxOf) -> None:
+    """Make the tools of every prompt before training, so that no run ends at its first call. UserError for one that has
+    none."""
+    for prompt in prompts:
+        box = _made(prompt.record, toolbox_of)
+        if isinstance(box, NoTools):
+            raise UserError(f"{prompt.id}: {box.reason}")
 
 
 def play(
@@ -133,7 +167,7 @@ def play(
                 episode = waiting.pop(completion.id)
                 calls = _take_answer(episode, completion, tokenizer)
                 if calls and episode.toolbox is None:
-                    episode.toolbox = toolbox_of(episode.record)
+                    episode.toolbox = _made(episode.record, toolbox_of)
                 if not calls or episode.toolbox is None:
                     episode.ending = episode.ending or "answered"
                 elif episode.turns >= limits.turns:
@@ -144,6 +178,25 @@ def play(
                 episode = calling.pop(future)
                 if _take_results(episode, future.result(), tokenizer, limits.total):
                     ask(episode)
+    _name_troubles(episodes)
+
+
+def _made(record: Mapping[str, Any], toolbox_of: ToolboxOf) -> Toolbox | None:
+    """The tools of a record, or what says that they could not be made."""
+    try:
+        return toolbox_of(record)
+    except Exception as error:
+        name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        return NoTools(f"environment failed: {name}{error}")
+
+
+def _name_troubles(episodes: Sequence[Episode]) -> None:
+    """Name in the log the prompts whose tools broke, and those that were answered with nothing."""
+    broken = {one.prompt.id: result.text for one in episodes for result in one.results if _BROKEN.match(result.text)}
+    empty = {one.prompt.id: "an empty answer" for one in episodes if one.empty}
+    for found in (broken, empty):
+        for name, what in list(found.items())[:NAMED_IN_LOG]:
+            log.warning("%s: %s", name, what[:200])
 
 
 def _take_answer(episode: Episode, completion: Completion, tokenizer: Tokenizer) -> list[dict[str, Any]]:

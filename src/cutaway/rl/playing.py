@@ -79,17 +79,18 @@ def note(meter: Meter, episodes: Sequence[Episode], scored: Scored, seconds: flo
     for name, values in scored.parts.items():
         finite = [value for value in values if math.isfinite(value)]
         meter.add(f"reward_{name}", sum(finite), len(finite))
-    meter.add("success", sum(scored.solved), count)
     for episode, ok in zip(episodes, scored.solved, strict=True):
-        if episode.prompt.level:
-            meter.add(f"success_level_{episode.prompt.level}", float(ok))
+        if ok is not None:
+            meter.add("success", float(ok))
+            if episode.prompt.level:
+                meter.add(f"success_level_{episode.prompt.level}", float(ok))
     lengths = [sum(episode.own) for episode in episodes]
     meter.add("response_length", sum(lengths), count)
     meter.add("truncated", sum(episode.truncated for episode in episodes), count)
     meter.add("turns", sum(episode.turns for episode in episodes), count)
     results = [result for episode in episodes for result in episode.results]
     meter.add("tool_errors", sum(not result.ok for result in results), len(results))
-    meter.add("empty", sum(not episode.text.strip() and not episode.results for episode in episodes), count)
+    meter.add("empty", sum(episode.empty for episode in episodes), count)
     meter.add("unjudged", scored.unjudged, count)
     meter.add("verifier_raised", scored.raised, count)
     meter.add("rollout_tokens_per_second", sum(lengths) * meter.ranks.world, seconds)  # ranks write side by side

@@ -14,7 +14,7 @@ from cutaway.errors import UserError
 from cutaway.generation.conversation import answer_prompt
 from cutaway.tokenization.messages import normalise
 from cutaway.tokenization.tokenizer import Tokenizer
-from cutaway.verifiers.record import verifier_of
+from cutaway.verifiers.record import can_be_judged, given, verifier_of
 from cutaway.verifiers.table import VERIFIERS, Verifier, check_verifier
 
 log = logging.getLogger("cutaway")
@@ -57,7 +57,7 @@ def read_prompts(
     """
     bad, found, too_long, known = BadCounter(skip_bad), [], 0, set()
     for record in read_records(files, "rl", skip_bad):
-        value, name = record.value, str(record.value.get("id") or f"{record.file}:{record.line}")
+        value, name = record.value, _text(record.value, "id") or f"{record.file}:{record.line}"
         turns = normalise(value["conversations"])
         while turns and turns[-1]["role"] == "assistant":
             turns.pop()
@@ -70,17 +70,22 @@ def read_prompts(
             too_long += 1
             log.warning("%s:%d: prompt %s has %d tokens, more than %d (left out)", *record[:2], name, len(ids), longest)
             continue
-        level = str(value.get("level") or value.get("subject") or "")
+        level = _text(value, "level", "subject")
         found.append(Prompt(name, {**value, "conversations": turns}, ids, level))
     if not found:
         raise UserError(f"{', '.join(files)}: no usable prompt ({too_long} are longer than {longest} tokens)")
     return Prompts(found, too_long)
 
 
+def _text(value: Mapping[str, Any], *names: str) -> str:
+    """The first of these that a record gives, empty where it gives none."""
+    return next((str(value[name]) for name in names if given(value.get(name))), "")
+
+
 def _unfit(value: Mapping[str, Any], repeated: bool, judged: bool, verifiers: Mapping[str, Verifier]) -> str | None:
     if repeated:
         return f"the id {value.get('id')!r} occurred before: a tracker could not tell the prompts apart"
-    if not judged and not value.get("verifier") and not value.get("gt"):
+    if not judged and not can_be_judged(value):
         return None
     try:
         spec = value.get("verifier") or verifier_of(value.get("gt"))

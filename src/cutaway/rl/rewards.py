@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from cutaway.errors import UserError
 from cutaway.rl.custom import is_custom, load_function
-from cutaway.rl.environment import Episode
+from cutaway.rl.environment import NAMED_IN_LOG, Episode
 from cutaway.rl.sandbox import check, passes_tests
 from cutaway.tokenization.messages import Message
-from cutaway.verifiers.record import judge
+from cutaway.verifiers.record import can_be_judged, judge
 from cutaway.verifiers.table import VERIFIERS, Verifier
 from cutaway.verifiers.verdict import Verdict
 
@@ -27,8 +27,6 @@ ScoreDialogues = Callable[[Sequence[Sequence[Message]]], list[float]]
 """A reward model or a judge: dialogues that end with an answer to one number each."""
 NEEDS = {"reward_model": "--reward-model DIR", "judge": "--judge-url URL"}
 """Components that are made by a setting of their own."""
-NAMED_IN_LOG = 5
-"""Records that a rollout names in the log, of those that could not be judged."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ class Scored:
     """What the verifier's part of them is, where it counts, else the sums: what dynamic sampling compares."""
     parts: dict[str, list[float]]
     """Each component before its weight."""
-    solved: list[bool]
-    """What the record's verifier says, whatever the rewards are made of; false where a record has none."""
+    solved: list[bool | None]
+    """What the record's verifier says, whatever the rewards are made of; None where it raised, or a record has none."""
     unjudged: int
     raised: int
     """Verifiers that raised, of these."""
@@ -182,11 +180,14 @@ class Rewards:
         for i in unjudged[:NAMED_IN_LOG]:
             bad = ", ".join(name for name, values in parts.items() if not math.isfinite(values[i]))
             log.warning("%s: no reward (%s: %s)", episodes[i].prompt.id, bad, verdicts[i].reason)
-        raised = sum(verdict.raised for verdict in verdicts)
-        return Scored(totals, outcomes, parts, [verdict.ok for verdict in verdicts], len(unjudged), raised)
+        solved = [
+            verdict.ok if can_be_judged(episode.record) and not verdict.raised else None
+            for episode, verdict in zip(episodes, verdicts, strict=True)
+        ]
+        return Scored(totals, outcomes, parts, solved, len(unjudged), sum(verdict.raised for verdict in verdicts))
 
     def _verdict(self, episode: Episode) -> Verdict:
-        if not episode.record.get("verifier") and not episode.record.get("gt"):
+        if not can_be_judged(episode.record):
             return Verdict(False, "the record has no verifier", 0.0, raised="verifier" in self.judges)
         return judge(episode.record, episode.said, self.verifiers)
 

@@ -3,15 +3,19 @@
 A process of its own without network, without the right to write, make or remove a file, with limits of time and memory;
 what it starts ends with it (Linux with user namespaces and Landlock). Where the system lacks these, nothing is run and
 the user is told. It can still read what this user can read, and has nowhere to send it.
+
+It is a guard against mistakes and shortcuts, not a judge of code that is written to deceive: answer and tests share one
+interpreter, so an answer may hand the tests an object that is equal to everything, or look for the nonce in the frames
+below it.
 """
 
 import math
+import os
 import re
 import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,37 +26,44 @@ from cutaway.rl.sandbox_child import REFUSED
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
 SECONDS, MEGABYTES, AT_ONCE = 5, 256, 4
+MOST_SAID = 4096
+"""Bytes that are read of why a program did not end well."""
 _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
 
 
-def run_code(code: str, seconds: int = SECONDS, megabytes: int = MEGABYTES, well: int = 0) -> tuple[bool, str]:
-    """Whether a Python program ended well, with the exit code `well`, and why not. UserError where it cannot be run
-    safely."""
-    with tempfile.TemporaryDirectory(prefix="cutaway-code-") as folder:
-        file = Path(folder) / "code.py"
-        file.write_text(code, encoding="utf-8")
-        command = [sys.executable, "-I", "-S", str(CHILD), str(file), str(seconds), str(megabytes)]
-        try:
-            done = subprocess.run(
-                command,
-                cwd=folder,
-                env={},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                timeout=2 * seconds + 1,  # the CPU's limit is `seconds`; one that sleeps is ended here
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return False, f"took longer than {2 * seconds + 1} seconds"
-    said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+def run_code(*programs: str, seconds: int = SECONDS, megabytes: int = MEGABYTES) -> tuple[bool, str]:
+    """Whether Python programs, one after the other in one namespace, ran to their end, and why not. UserError where
+    they cannot be run safely.
+
+    They lie on no disk, and their end is a nonce that none of their names holds: a program that exits has not reached
+    it, whatever its exit code. What they print goes nowhere. The pipe for the nonce is read only afterwards, so no more
+    than it holds is ever kept.
+    """
+    nonce = secrets.token_hex(16)
+    reading, writing = os.pipe()
+    with open(reading, "rb") as report:
+        with open(writing, "wb") as end:
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-I", "-S", str(CHILD), str(seconds), str(megabytes)],
+                    cwd="/",
+                    env={},
+                    input="\0".join((nonce, *programs)).encode("utf-8", "replace"),
+                    stdout=end,
+                    stderr=subprocess.DEVNULL,
+                    timeout=2 * seconds + 1,  # the CPU's limit is `seconds`; one that sleeps is ended here
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                return False, f"took longer than {2 * seconds + 1} seconds"
+        said = report.read(MOST_SAID).decode("utf-8", "replace").strip()
     if done.returncode == REFUSED:
-        raise UserError(f"code cannot be run safely on this system: {said[-1] if said else 'no reason given'}")
-    if done.returncode == well:
+        raise UserError(f"code cannot be run safely on this system: {said or 'no reason given'}")
+    if said == nonce:
         return True, "ended well"
     if done.returncode < 0:
         return False, f"ended by {signal.Signals(-done.returncode).name}"
-    return False, said[-1][:200] if said else f"exit code {done.returncode}"
+    return False, said[:200] or f"exit code {done.returncode}"
 
 
 def last_block(text: str) -> str | None:
@@ -63,16 +74,14 @@ def last_block(text: str) -> str | None:
 
 def passes_tests(episodes: Sequence[Episode]) -> list[float]:
     """1 where the answer's last block of Python, followed by the record's `tests`, runs to its end; 0 where it does
-    not, NaN for a record without tests. The end is an exit code that no answer can know: one that exits before its
-    tests has not passed them."""
+    not, NaN for a record without tests. One that exits before its tests has not passed them."""
     check()
 
     def score(episode: Episode) -> float:
         tests, code = episode.record.get("tests"), last_block(episode.text)
         if not isinstance(tests, str):
             return math.nan
-        well = 100 + secrets.randbelow(100)
-        return float(code is not None and run_code(f"{code}\n{tests}\nraise SystemExit({well})\n", well=well)[0])
+        return float(code is not None and run_code(code, tests)[0])
 
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="sandbox") as pool:
         return list(pool.map(score, episodes))

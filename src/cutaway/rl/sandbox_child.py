@@ -1,8 +1,10 @@
-"""Run by `sandbox.py` in a process of its own: give up the rights that code needs to do harm, then become that code.
+"""Run by `sandbox.py` in a process of its own: give up the rights that code needs to do harm, then run that code.
 
-    python -I -S sandbox_child.py CODE_FILE SECONDS MEGABYTES
+    python -I -S sandbox_child.py SECONDS MEGABYTES
 
-Only the standard library is imported. Exit code 64 says that a right could not be given up: nothing was run then.
+Standard input is a nonce and the programs, with a NUL between them; standard output is told the nonce once all of them
+have run to their end, else what ended them. Only the standard library is imported. Exit code 64 says that a right could
+not be given up, and standard output why: nothing was run then.
 """
 
 import ctypes
@@ -11,6 +13,8 @@ import resource
 import signal
 import struct
 import sys
+import traceback
+import types
 
 REFUSED = 64
 NEW_USER, NEW_PROCESSES, NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
@@ -43,9 +47,13 @@ def give_up_rights() -> None:
     os.close(rules)
 
 
-def become(file: str, seconds: int, megabytes: int) -> None:
-    """Replace this process by the code, within its limits. It ends when the one that waits for it does."""
+def run(seconds: int, megabytes: int) -> None:
+    """Run the programs in this process, within its limits, and end it. It ends when the one that waits for it does."""
     ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    said, *programs = sys.stdin.buffer.read().decode().split("\0")
+    report = os.dup(1)
+    for number in (0, 1):
+        os.dup2(2, number)  # where nothing comes from, and what is written is lost
     for what, limit in (
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_AS, megabytes * 2**20),
@@ -55,18 +63,25 @@ def become(file: str, seconds: int, megabytes: int) -> None:
         (resource.RLIMIT_NPROC, 0),
     ):
         resource.setrlimit(what, (limit, limit))
-    os.execv(sys.executable, [sys.executable, "-I", "-S", "-B", file])
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        for program in programs:
+            exec(compile(program, "<answer>", "exec"), main.__dict__)
+    except BaseException as error:
+        said = traceback.format_exception_only(error)[-1]
+    os.write(report, said.encode("utf-8", "replace")[:1000])
+    os._exit(0)
 
 
 if __name__ == "__main__":
     try:
         give_up_rights()
     except (OSError, AttributeError) as error:
-        print(error, file=sys.stderr)
+        print(error)
         sys.exit(REFUSED)
     child = os.fork()
     if not child:
-        become(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+        run(int(sys.argv[1]), int(sys.argv[2]))
     # The child is the first of its process table: all that it started ends with it.
     status = os.waitpid(child, 0)[1]
     if os.WIFSIGNALED(status):

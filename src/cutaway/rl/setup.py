@@ -78,6 +78,8 @@ def resolve(settings: RLSettings) -> tuple[Any, Algorithm, list[Rule]]:
         raise UserError("advantage gae needs the value model of cutaway ppo")
     if isinstance(settings, PPOSettings) and row.advantage != "gae":
         raise UserError("cutaway ppo has a value model, and so the advantage gae; cutaway grpo has the others")
+    if row.advantage == "gae" and row.policy_loss == "gspo":
+        raise UserError("policy loss gspo has one ratio an answer, and so no use for what gae credits each token with")
     check_algorithm(row, row.group_size)
     if settings.minibatches > (answers := settings.prompts_per_rollout * row.group_size):
         raise UserError(f"minibatches is {settings.minibatches}, but a rollout has only {answers} answers")

@@ -47,6 +47,7 @@ def make_step(
     """The step of the loop: a minibatch to the sum of its loss, the routers' losses added where the policy has any;
     `weigh` is `divisor_of`."""
     loss_of, network, dumped = policy_loss(row), players.network, [not settings.dump_tokens]
+    updates = settings.minibatches * settings.rollout_epochs
 
     def step(batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         routing = network.routing()
@@ -66,7 +67,7 @@ def make_step(
             meter.add_masked("value_error", (values - batch.returns).detach().square(), batch.mask)
         with torch.no_grad():
             drift.add(batch, measure_step(meter, row, tokens, entropy, batch, per_token))
-        if not dumped[0] and network.ranks.first and (not batch.first or settings.minibatches == 1):
+        if not dumped[0] and network.ranks.first and batch.answers and (not batch.first or updates == 1):
             dumped[0] = True
             shown = (tokens, entropy, per_token, _clipped(row, tokens))
             rows = token_rows(batch, *shown, players.tokenizer, settings.dump_tokens)
@@ -81,21 +82,24 @@ def measure_step(
 ) -> Tensor:
     """What an update shows of the policy; gives back its distance from the policy that answered, a token."""
     mask, logprobs = batch.mask, tokens.logprobs.detach()
+    own = batch.own if batch.answers else torch.zeros_like(batch.own)  # what only goes along is measured nowhere
     meter.add_masked("policy_loss", per_token.detach(), mask)
-    meter.add_masked("entropy", entropy, batch.own)
+    meter.add_masked("entropy", entropy, own)
     moved = kl(tokens.old_logprobs, logprobs)
     meter.add_masked("kl_old_k3", moved, mask)
     if batch.ref_logprobs is not None:
-        meter.add_masked("kl_ref_k1", kl(logprobs, batch.ref_logprobs, "k1"), batch.own)
-        meter.add_masked("kl_ref_k3", kl(logprobs, batch.ref_logprobs, "k3"), batch.own)
+        meter.add_masked("kl_ref_k1", kl(logprobs, batch.ref_logprobs, "k1"), own)
+        meter.add_masked("kl_ref_k3", kl(logprobs, batch.ref_logprobs, "k3"), own)
     meter.add_histogram(tokens.ratio.detach(), mask)
     if row.policy_loss in BOUNDED:
         low, high = clipped(ratio_of(row, tokens), tokens.advantages, row.clip_low, row.clip_high)
-        meter.add_masked("clip_fraction_low", low.float(), mask)
-        meter.add_masked("clip_fraction_high", high.float(), mask)
+        # An answer's ratio counts once, at its first token.
+        counted = mask & (mask.cumsum(1) == 1) if row.policy_loss == "gspo" else mask
+        meter.add_masked("clip_fraction_low", low.float(), counted)
+        meter.add_masked("clip_fraction_high", high.float(), counted)
     if batch.first:
         gap = (tokens.old_logprobs - batch.sampler_logprobs).abs()
-        meter.add_masked("sampler_mismatch", gap, batch.own)
+        meter.add_masked("sampler_mismatch", gap, own)
     return moved
 
 

@@ -21,7 +21,7 @@ from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.recipe.rl import PPOSettings, RLSettings
 from cutaway.rl.algorithms import Algorithm, coincidences
 from cutaway.rl.drift import Drift
-from cutaway.rl.environment import Episode, Limits, PolicySampler, ToolboxOf, play
+from cutaway.rl.environment import Episode, Limits, PolicySampler, ToolboxOf, check_environments, play
 from cutaway.rl.horizon import fix_steps
 from cutaway.rl.meter import Meter
 from cutaway.rl.playing import Players
@@ -64,6 +64,7 @@ def train(stage: str, recipe: Recipe, run: RunSettings, toolbox_of: ToolboxOf = 
         if settings.prompts_per_rollout % ranks.world:
             raise UserError(f"prompts_per_rollout {settings.prompts_per_rollout} is no multiple of {ranks.world} ranks")
         training, heldout = read_both(settings, run, tokenizer)
+        check_environments([*training, *heldout], toolbox_of)
         critic = make_critic(network, row)
         actor = ActorCritic(model, settings.temperature, critic)
         network.local = network.module = actor
@@ -157,7 +158,8 @@ def make_evaluation(
         players.engine.refresh()
         episodes = [Episode(prompt, seed=0) for prompt in heldout[ranks.rank :: ranks.world]]
         play(players.engine, players.tokenizer, episodes, players.limits, 0.0, players.toolbox_of)
-        flags = [(one.prompt.level, judge(one.record, one.said).ok) for one in episodes]
+        verdicts = [(one.prompt.level, judge(one.record, one.said)) for one in episodes]
+        flags = [(level, verdict.ok) for level, verdict in verdicts if not verdict.raised]
         sums = [float(sum(ok for _, ok in flags)), float(len(flags))]
         for level in levels:
             chosen = [ok for own, ok in flags if own == level]
@@ -165,7 +167,7 @@ def make_evaluation(
         sums = ranks.sum_all(sums)
         names = ["success", *(f"success_level_{level}" for level in levels)]
         source.idle_s += time.monotonic() - began
-        return {name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(names)}
+        return {name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(names) if sums[2 * i + 1]}
 
     return evaluate
 

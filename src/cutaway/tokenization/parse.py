@@ -97,7 +97,7 @@ def _system(body: list[_Part]) -> Message:
     lines = text[start + len(TOOLS_HEADER) : -len(TOOLS_FOOTER[0])].split("\n")
     try:
         tools = [json.loads(line) for line in lines if line]
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return {"role": "system", "content": _literal(body)}
     return {"role": "system", "content": text[:start].removesuffix("\n\n"), "tools": tools}
 
@@ -129,7 +129,8 @@ def _calls(parts: list[_Part]) -> list[dict[str, Any]] | None:
             return None
         try:
             call = json.loads(rest[i + 1][0])
-        except json.JSONDecodeError:
+            json.dumps(call, allow_nan=False)  # Python reads NaN, and 1e999 as infinity: nothing that JSON can say
+        except (ValueError, RecursionError):
             return None
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
             return None

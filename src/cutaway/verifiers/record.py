@@ -10,14 +10,27 @@ from cutaway.verifiers.table import VERIFIERS, Verifier, run_verifier
 from cutaway.verifiers.verdict import Verdict
 
 
+def given(value: Any) -> bool:
+    """Whether a record says something there; 0 is something."""
+    return value not in (None, "", [])
+
+
+def can_be_judged(record: Mapping[str, Any]) -> bool:
+    """Whether a record has something to judge an answer by."""
+    return bool(record.get("verifier")) or given(record.get("gt"))
+
+
 def verifier_of(gt: Any) -> dict[str, Any]:
-    """The verifier for a record that gives only its `gt`: `numeric` for a number, else `contains` for the text or one
-    of several. Raises UserError without a `gt`."""
-    if gt is None or gt == "" or gt == []:
+    """The verifier for a record that gives only its `gt`: `numeric` for a number, `contains` for a text, `contains_all`
+    for a list of several, as MiniMind means it (`train_agent.py` `validate_gt_in_text`). Raises UserError without a
+    `gt`."""
+    if not given(gt):
         raise UserError("neither 'gt' nor 'verifier', so no answer can be judged")
-    if not isinstance(gt, list) and read_number(str(gt)) is not None:
-        return {"name": "numeric", "args": {"expected": str(gt)}}
-    return {"name": "contains", "args": {"expected": [str(one) for one in gt] if isinstance(gt, list) else str(gt)}}
+    if isinstance(gt, list):
+        if len(gt) == 1:
+            return verifier_of(gt[0])
+        return {"name": "contains_all", "args": {"expected": [str(one) for one in gt]}}
+    return {"name": "contains" if read_number(str(gt)) is None else "numeric", "args": {"expected": str(gt)}}
 
 
 def judge(

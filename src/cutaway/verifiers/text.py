@@ -2,8 +2,10 @@
 
 import re
 import unicodedata
+from fractions import Fraction
 
 from cutaway.errors import UserError
+from cutaway.verifiers.numerals import normal_digits, numbers_in, read_number
 from cutaway.verifiers.verdict import Verdict, failed, passed, shown
 
 MAX_ANSWER = 20_000
@@ -12,6 +14,10 @@ MAX_ANSWER = 20_000
 _PUNCTUATION = str.maketrans("、，。！？；：「」『』“”‘’（）【】《》", ',,.!?;:""\'\'""\'\'()[]""')
 _ENDS = " \t\r\n.!?,;:~…*_`\"'"
 _HAN = "\u3400-\u9fff\uf900-\ufaff"
+_DIGIT = re.compile("[0-9]")
+_GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
+"""A number with commas in it: without a space, before exactly three digits."""
+_TOLERANCE = Fraction(1, 10**6)
 _MARKER = re.compile(
     r"(?:最[終终]答案|答案|正解|[應应]?[該该]?[選选]擇?择?(?:的是|項|项)?|選項|选项"
     r"|final answer|(?:the )?correct (?:answer|option|choice)|(?:the |my )?answer|option|choice)"
@@ -53,35 +59,45 @@ def exact(answer: str, expected: str | list[str]) -> Verdict:
 
 def contains(answer: str, expected: str | list[str], without: list[str] | None = None) -> Verdict:
     """The answer contains `expected` (or one of several) and nothing of `without`. A number or a Latin word must stand
-    alone: 12 is not in 112 or 12.5."""
+    alone: 12 is not in 112 or 12.5. A number in digits is also found by its value: 9472 in 9,472, 12 in 12.0."""
     return _contains(answer, _texts(expected), without, needed=1)
 
 
 def contains_all(answer: str, expected: list[str], without: list[str] | None = None) -> Verdict:
-    """The answer contains every text of `expected` and nothing of `without`; the score is the share found."""
+    """The answer contains every text of `expected` and nothing of `without`, found as in `contains`; the score is the
+    share found."""
     wanted = _texts(expected)
     return _contains(answer, wanted, without, needed=len(wanted))
 
 
 def _contains(answer: str, wanted: list[str], without: list[str] | None, needed: int) -> Verdict:
     unwanted = _texts(without) if without else []
-    text = normalise(answer[-MAX_ANSWER:])
+    answer = normal_digits(answer[-MAX_ANSWER:])
+    text, numbers = _ungrouped(answer), {value for value, written in numbers_in(answer) if _DIGIT.search(written)}
     for part in unwanted:
-        if _stands_in(part, text):
+        if _stands_in(part, text, numbers):
             return failed(f"contains {shown(part)}")
-    missing = [part for part in wanted if not _stands_in(part, text)]
+    missing = [part for part in wanted if not _stands_in(part, text, numbers)]
     found = len(wanted) - len(missing)
     if found >= needed:
         return passed("contained")
     return failed(f"does not contain {', '.join(map(shown, missing[:4]))}", found / needed)
 
 
-def _stands_in(part: str, text: str) -> bool:
-    wanted = normalise(part)
-    before = r"(?<![0-9])(?<![0-9][.,])" if wanted[0].isdigit() else r"(?<![a-z])" if wanted[0].isalpha() else ""
-    after = r"(?![0-9])(?![.,][0-9])" if wanted[-1].isdigit() else r"(?![a-z])" if wanted[-1].isalpha() else ""
+def _stands_in(part: str, text: str, numbers: set[Fraction]) -> bool:
+    number = read_number(part) if _DIGIT.search(part) else None
+    if number is not None and any(abs(number - found) <= _TOLERANCE for found in numbers):
+        return True
+    wanted = _ungrouped(part)
+    before = r"(?<![0-9])(?<![0-9]\.)" if wanted[0].isdigit() else r"(?<![a-z])" if wanted[0].isalpha() else ""
+    after = r"(?![0-9])(?!\.[0-9])" if wanted[-1].isdigit() else r"(?![a-z])" if wanted[-1].isalpha() else ""
     latin = (wanted[0].isascii() and before) or "", (wanted[-1].isascii() and after) or ""
     return re.search(latin[0] + re.escape(wanted) + latin[1], text) is not None
+
+
+def _ungrouped(text: str) -> str:
+    """`normalise`, and 1,234 as 1234: the commas that are left stand between numbers, as in 12, 13."""
+    return normalise(_GROUPED.sub(lambda found: found.group().replace(",", ""), normal_digits(text)))
 
 
 def _texts(expected: str | list[str]) -> list[str]:
