@@ -11,7 +11,12 @@ pytest.importorskip("playwright", reason="the oracle extra is not installed")
 
 from playwright.sync_api import expect
 
+from cutaway.cli import chat as chat_cli
 from cutaway.data.records import parse_record
+from cutaway.generation.conversation import Conversation
+from cutaway.generation.engine import Request
+from cutaway.tokenization.messages import normalise
+from cutaway.tools.standard import standard_toolbox
 from page_helpers import (
     ATTACK,
     ATTACKED,
@@ -29,6 +34,7 @@ from page_helpers import (
     THOUGHT,
     WHY,
     Chat,
+    serve_learned,
 )  # fmt: skip
 from serving_helpers import Live, wait_until
 
@@ -96,7 +102,7 @@ def test_a_tool_call_is_run_and_the_answer_goes_on(chat: Chat) -> None:
     assert chat.answer.locator(".card .result pre").inner_text() == "413"
 
 
-def test_conversations_are_kept_renamed_exported_and_deleted(chat: Chat, tmp_path: Path) -> None:
+def test_conversations_are_kept_renamed_exported_and_deleted(chat: Chat, learned: Path, tmp_path: Path) -> None:
     chat.choose_tool("calculator")
     chat.ask(SUM)
     chat.button("New chat").click()
@@ -129,6 +135,13 @@ def test_conversations_are_kept_renamed_exported_and_deleted(chat: Chat, tmp_pat
     assert [turn["role"] for turn in record["conversations"]] == ["system", "user", "assistant", "tool", "assistant"]
     assert record["conversations"][0]["tools"][0]["function"]["name"] == "calculator"
     parse_record(record, "sft")
+    # The terminal saves the same.
+    talk = Conversation(serve_learned(learned).engine, toolbox=standard_toolbox().only(["calculator"]))
+    for _ in talk.ask(SUM, Request((), 400, temperature=0)):
+        pass
+    chat_cli._save(talk, str(tmp_path / "saved.jsonl"))
+    saved = json.loads((tmp_path / "saved.jsonl").read_text(encoding="utf-8"))
+    assert normalise(record["conversations"]) == normalise(saved["conversations"])
     menu("Delete")
     assert entries.all_inner_texts() == [GREETING] and chat.page.inner_text("#title") == "New chat"
     chat.button("Undo").click()
@@ -186,6 +199,8 @@ def test_the_token_view_shows_probabilities_and_alternatives(chat: Chat) -> None
     chat.page.keyboard.press("ArrowRight")
     assert tokens.nth(1).evaluate("(token) => token === document.activeElement")
     expect(tip).to_be_visible()
+    described = chat.answer.locator("[aria-describedby=token-tip]")
+    assert described.count() == 1 and described.evaluate("(token) => token === document.activeElement")
     chat.button("Token view").click()
     assert chat.answer.locator(".body").inner_text() == BECAUSE
 
@@ -247,6 +262,24 @@ def test_an_answer_goes_on_while_another_conversation_is_shown(chat: Chat, slowl
     chat.page.locator("#conversation-list .open").click()
     expect(chat.answer.locator(".body")).to_have_text(COUNTED)
     chat.wait()
+
+
+def test_a_name_given_while_the_answer_is_written_stays(chat: Chat, slowly: None) -> None:
+    chat.send(COUNT)
+    expect(chat.answer).to_contain_text("1 2")
+    chat.button("New chat").click()
+    entry = chat.page.locator("#conversation-list li")
+    entry.hover()
+    entry.locator(".icon-button").click()
+    chat.page.get_by_role("button", name="Rename").click()
+    chat.page.keyboard.type("Numbers")
+    chat.page.keyboard.press("Enter")
+    entry.locator(".open").click()
+    expect(chat.page.locator("#title")).to_have_text("Numbers")
+    expect(chat.answer.locator(".body")).to_have_text(COUNTED)
+    chat.wait()
+    chat.reload()
+    assert chat.page.inner_text("#title") == entry.locator(".open").inner_text() == "Numbers"
 
 
 def test_leaving_in_the_middle_keeps_what_was_written(chat: Chat, server: Live, slowly: None) -> None:

@@ -37,6 +37,30 @@ def test_the_language_of_the_browser_and_the_switch(open_chat: Callable[..., Cha
         assert chat.answer.locator(".body").inner_text() == CHINESE_ANSWER
 
 
+def test_tools_are_told_in_the_language_of_the_page(open_chat: Callable[..., Chat]) -> None:
+    chat = open_chat(locale="zh-TW")
+    chat.page.route("**/cutaway/tools/run", lambda route: None)
+    chat.choose_tool("calculator")
+    assert "精確計算算式。" in (chat.page.text_content("#tools-menu") or "")
+    chat.send(SUM)
+    expect(chat.answer.locator(".card.running")).to_be_visible()
+    chat.button("停止").click()
+    expect(chat.answer.locator(".result pre")).to_have_text("已停止。")
+    # The model reads it in its own words.
+    assert "Error: stopped by the user" in chat.page.evaluate("JSON.stringify(localStorage)")
+
+
+def test_chinese_sentences_are_said_as_they_end(chat: Chat) -> None:
+    said = chat.page.evaluate(
+        """async () => {
+            const { speak } = await import("./speak.js");
+            speak({ content: "好嗎？好！看；還沒" }, false);
+            return document.getElementById("live").textContent;
+        }"""
+    )
+    assert said == "好嗎？好！看；"
+
+
 def test_enter_while_composing_chinese_does_not_send(chat: Chat) -> None:
     chat.page.focus("#question")
     session = chat.page.context.new_cdp_session(chat.page)
@@ -137,16 +161,25 @@ def test_light_and_dark_are_legible(open_chat: Callable[..., Chat]) -> None:
 
 
 def contrast_of(chat: Chat) -> float:
-    """The lowest contrast among the colours that text has with those that it stands on (WCAG 2's ratio)."""
+    """The lowest contrast of text with what it stands on, tokens of every probability included (WCAG 2's ratio)."""
     return float(
         chat.page.evaluate(
             """() => {
-                const probe = document.body.appendChild(document.createElement("i"));
-                const channels = (name) => {
+                const probe = document.getElementById("thread").appendChild(document.createElement("i"));
+                const style = getComputedStyle(probe);
+                const named = (name) => {
                     probe.style.color = `var(--${name})`;
-                    return getComputedStyle(probe).color.match(/\\d+/g).slice(0, 3).map(Number);
+                    return style.color;
                 };
-                const luminance = (name) => channels(name)
+                const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+                // One colour over the other, as the browser paints them.
+                const luminance = (colours) => colours
+                    .map((colour) => {
+                        canvas.fillStyle = colour;
+                        canvas.fillRect(0, 0, 1, 1);
+                        return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+                    })
+                    .at(-1)
                     .map((value) => value / 255)
                     .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4))
                     .reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0);
@@ -157,12 +190,34 @@ def contrast_of(chat: Chat) -> float:
                 const pairs = ["ink", "soft", "accent"].flatMap((text) =>
                     ["ground", "panel", "raised"].map((under) => [text, under]));
                 pairs.push(["on-accent", "accent"], ["ink", "wash"], ["danger", "danger-wash"]);
-                const lowest = Math.min(...pairs.map(([text, under]) => ratio(text, under)));
+                const ratios = pairs.map(([text, under]) => ratio([named(text)], [named(under)]));
+                const ground = named("ground");
+                probe.style.color = "";
+                for (let level = 0; level < 8; level++) {
+                    for (const kind of ["token", "token bytes"]) {
+                        probe.className = `${kind} p${level}`;
+                        ratios.push(ratio([style.color], [ground, style.backgroundColor]));
+                    }
+                }
                 probe.remove();
-                return lowest;
+                return Math.min(...ratios);
             }"""
         )
     )
+
+
+def test_a_button_that_is_hidden_leaves_the_focus_on_the_page(chat: Chat, slowly: None) -> None:
+    page = chat.page
+    page.fill("#question", GREETING)
+    page.focus("#send")
+    page.keyboard.press("Enter")
+    expect(page.locator("#stop")).to_be_visible()
+    expect(page.locator("#question")).to_be_focused()
+    chat.wait()
+    chat.button("Answer again").press("Enter")
+    expect(page.locator("#stop")).to_be_focused()
+    chat.wait()
+    expect(page.locator("#question")).to_be_focused()
 
 
 def test_the_keyboard_reaches_everything_with_a_visible_focus(chat: Chat) -> None:

@@ -1,16 +1,21 @@
+import copy
 import json
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from cutaway.cli import chat
 from cutaway.cli.main import main
-from cutaway.generation.conversation import answer_prompt
+from cutaway.generation.conversation import Conversation, answer_prompt
 from cutaway.generation.defaults import CHAT
 from cutaway.generation.engine import Engine, Request
-from cutaway.model.weights import save_model
+from cutaway.model.lora import LoRAConfig, adapt
+from cutaway.model.weights import save_adapter, save_model
 from cutaway.tokenization.chat import render
 from cutaway.tokenization.messages import Message
+from cutaway.tools.standard import standard_toolbox
 from generation_helpers import tiny_model, tiny_tokenizer
 
 Printed = pytest.CaptureFixture[str]
@@ -88,6 +93,14 @@ def test_history_save_and_reset(talk, tmp_path: Path) -> None:  # type: ignore[n
     assert turns[-1]["content"] == expected(answer_prompt(turns[:-1], tiny_tokenizer()), seed=5)
 
 
+def test_save_names_the_tools(talk, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    saved = tmp_path / "saved.jsonl"
+    out = talk("/tools calculator", "the cat", "/history", f"/save {saved}")
+    first, asked, _ = json.loads(saved.read_text(encoding="utf-8"))["conversations"]
+    assert first == {"role": "system", "content": "", "tools": standard_toolbox().only(["calculator"]).schemas()}
+    assert asked == {"role": "user", "content": "the cat"} and "system: calculator\n" in out
+
+
 def test_thinking_opens_the_answer_and_is_kept_apart(talk, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     saved = tmp_path / "saved.jsonl"
     talk("/thinking on", "the cat", "/thinking off", "the dog", f"/save {saved}")
@@ -126,6 +139,54 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_was_said(talk, monkeypatch, tmp_p
     assert out.count("interrupted") == 1 and out.count("tokens/s]") == 2
     turns = json.loads(saved.read_text(encoding="utf-8"))["conversations"]
     assert len(turns) == 2 and turns[1]["content"] in out
+
+
+class Dictated:
+    """A constraint that leaves no choice."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = list(ids)
+
+    def allowed(self) -> torch.Tensor:
+        return torch.arange(tiny_tokenizer().vocab_size) == self.ids[0]
+
+    def accept(self, token: int) -> None:
+        del self.ids[0]
+
+
+def test_ctrl_c_keeps_thoughts_and_answer_apart() -> None:
+    tokenizer = tiny_tokenizer()
+    thought, said = tokenizer.encode("so\n"), tokenizer.encode("\n\nYes鷹")
+    written = [*thought, tokenizer.control_id("</think>"), *said, tokenizer.im_end_id]
+    # Within the thoughts, and within the last character.
+    for stopped, expected in ((2, ("so", "")), (len(written) - 2, ("so", "Yes"))):
+        conversation = Conversation(Engine(tiny_model(), tokenizer, slots=1), thinking=True)
+        answer = conversation.ask("hi", Request((), 40, constraint=lambda: Dictated(written)))
+        for _ in range(stopped):
+            next(answer)
+        answer.close()
+        asked, stored = conversation.messages
+        assert asked == {"role": "user", "content": "hi"}
+        assert (stored["reasoning_content"], stored["content"]) == expected
+
+
+def test_an_adapter_reads_as_far_as_the_model(talk, run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    model = copy.deepcopy(tiny_model())
+    adapt(model, LoRAConfig(rank=1))
+    save_adapter(model, tmp_path / "adapter", str(run))
+    tiny_tokenizer().save(tmp_path / "adapter")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 30}))
+    out = talk(f"/adapter {tmp_path / 'adapter'}", "x y " * 60, flags=("--rope-scaling", "yarn:4"))
+    assert out.splitlines()[0] == "the context is full: the prompt has 258 tokens, the model holds 120"
+
+
+def test_an_answer_cannot_steer_the_terminal(run: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "_one_answer", lambda *_: "a\x1b[2J\x9b\tb\nc")
+    for terminal, shown in ((True, "a\ufffd[2J\ufffd\tb\nc\n"), (False, "a\x1b[2J\x9b\tb\nc\n")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        assert main(["chat", str(run), "--prompt", "x"]) == 0
+        assert capsys.readouterr().out == shown
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from cutaway.tokenization.chat import render, render_text
 from cutaway.tokenization.messages import Message
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.tokenization.train import train_tokenizer
-from cutaway.tools.toolbox import Toolbox
+from cutaway.tools.toolbox import Toolbox, ToolResult
 from generation_helpers import tiny_model, tiny_tokenizer
 
 
@@ -145,3 +145,17 @@ def test_what_is_folded(thinking: bool, pieces: list[str], expected: str) -> Non
             fold.show(Piece(0, text, None, [1], [0.0]))
         fold.finish()
     assert out.getvalue() == expected and fold.count == len(pieces)
+
+
+def test_no_control_character_reaches_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True, raising=False)
+    with contextlib.redirect_stdout(out):
+        fold = Fold(tiny_tokenizer())
+        fold.show(Piece(0, "a\x1b[31m\tb\r\n", None, [1], [0.0]))
+        fold.used(ToolUse("add", {}, ToolResult("\x1b]0;c", ok=False)))
+        fold.show(Piece(0, "<tool_call>\x07", None, [1], [0.0]))
+        fold.finish()
+    shown = out.getvalue().replace("\r\x1b[K", "").replace("\r[calling", "[calling")
+    assert "a\ufffd[31m\tb\ufffd\n" in shown and "-> \ufffd]0;c]" in shown
+    assert not {"\x1b", "\x07", "\r"} & set(shown)

@@ -197,6 +197,20 @@ def test_a_group_of_samples_computes_its_prompt_once_and_gets_the_same(monkeypat
     assert sorted(done[number].reused for number in ids) == [0, 30, 30, 30, 30, 30]
 
 
+def test_a_group_of_samples_shares_what_a_request_that_has_left_began_with() -> None:
+    engine = Engine(tiny_model(), tiny_tokenizer(), slots=6, frozen=True)
+    run_one(engine, Request(PREFIX, 3, stop_ids=()))
+    group = [Request(PREFIX, 12, seed, stop_ids=()) for seed in range(4)]
+    group.append(Request([*PREFIX[:30], *PREFIX], 12, 7, stop_ids=()))
+    ids = [engine.submit(request) for request in group]
+    done = finish(engine)
+    assert [done[number].reused for number in ids] == [39, 39, 39, 39, 30]
+    for number, request in zip(ids, group, strict=True):
+        expected = alone(request)
+        assert done[number].ids == expected.ids
+        assert done[number].logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+
+
 @settings(max_examples=10, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     st.lists(

@@ -1,11 +1,13 @@
 """The files of the chat page, without a browser: nothing from elsewhere, every string in three languages."""
 
+import datetime
 import re
 from pathlib import Path
 
 import pytest
 
 import cutaway
+from cutaway.tools.standard import standard_toolbox
 
 PAGE = Path(cutaway.__file__).parent / "serving" / "page"
 OWN = sorted(
@@ -40,6 +42,11 @@ def test_every_string_is_in_every_language_with_the_same_values() -> None:
     composed = ("theme_", "thinking_", "Help", "error", "example", "beginning", "tool", "greeting", "thoughts")
     for key in tables["en"].keys() - used_keys():
         assert f'"{key}"' in code or any(part in key for part in composed), f"nothing uses {key}"
+
+
+def test_the_built_in_tools_are_described_in_every_language() -> None:
+    described = {f"tool_{tool.name}": tool.description for tool in standard_toolbox(datetime.date(2026, 1, 1))}
+    assert {key: text for key, text in table("en").items() if key.startswith("tool_")} == described
 
 
 def test_chinese_tables_have_chinese_punctuation_and_their_own_script() -> None:

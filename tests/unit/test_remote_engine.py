@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cutaway.errors import UserError
+from cutaway.generation.defaults import stop_ids
 from cutaway.generation.engine import Completion, Engine, Request
 from cutaway.generation.remote import Dialect, RemoteEngine
 from generation_helpers import tiny_model, tiny_tokenizer
@@ -38,6 +39,9 @@ def vllm(body: dict[str, Any]) -> dict[str, Any]:
 def sglang(body: dict[str, Any]) -> dict[str, Any]:
     settings = body["sampling_params"]
     top = body["top_logprobs_num"]
+    # With `ignore_eos` no token ends the text there; without it, the end tokens of its model do, too.
+    settings["stop_token_ids"] += stop_ids(tiny_tokenizer())
+    settings["stop_token_ids"] *= not settings["ignore_eos"]
     done = here(body["input_ids"], settings["max_new_tokens"], settings["sampling_seed"], settings, top)
     meta = {
         "finish_reason": {"type": done.finish_reason},
@@ -64,27 +68,31 @@ def test_it_gives_what_the_engine_behind_the_server_gives(server: StandIn, diale
     local.submit(free)
     while local.busy:
         local.step()
-    text = local.collect()[0].text
-    wanted = [
-        Request([5, 9, 40], 20, seed, temperature=0.8, top_p=0.9, top_k=50, top_logprobs=2) for seed in range(4)
-    ] + [Request([5, 9, 40], 14, 3, stop_ids=(), stop=[text[3:6]]), Request([7], 6, stop_ids=(), temperature=0)]
+    (done,) = local.collect()
+    wanted = [Request([5, 9, 40], 20, seed, temperature=0.8, top_p=0.9, top_k=50, top_logprobs=2) for seed in range(4)]
+    wanted += [
+        Request([5, 9, 40], 14, 3, stop_ids=(), stop=[done.text[3:6]]),
+        Request([7], 6, stop_ids=(), temperature=0),
+    ]
+    wanted += [Request([5, 9, 40], 14, 3, stop_ids=[done.ids[6]])]
     ids = [remote.submit(request) for request in wanted]
     pieces = []
     while remote.busy:
         pieces += remote.step()
-    done = {one.id: one for one in remote.collect()}
-    assert sorted(done) == ids and remote.collect() == []
+    answers = {one.id: one for one in remote.collect()}
+    assert sorted(answers) == ids and remote.collect() == []
     for number, request in zip(ids, wanted, strict=True):
         local.submit(request)
         while local.busy:
             local.step()
-        expected, got = local.collect()[0], done[number]
+        expected, got = local.collect()[0], answers[number]
         assert (got.ids, got.text, got.finish_reason) == (expected.ids, expected.text, expected.finish_reason)
         assert got.logprobs == pytest.approx(expected.logprobs, abs=1e-6) and got.prompt_ids == expected.prompt_ids
         assert [[token for token, _ in top] for top in got.top_logprobs] == [
             [token for token, _ in top] for top in expected.top_logprobs
         ]
-    assert {piece.id: piece.ids for piece in pieces} == {number: one.ids for number, one in done.items()}
+    assert answers[ids[-1]].finish_reason == "stop"
+    assert {piece.id: piece.ids for piece in pieces} == {number: one.ids for number, one in answers.items()}
     assert all(call.key == "Bearer k" for call in server.asked)
     remote.close()
 

@@ -14,8 +14,10 @@ from cutaway.generation.engine import Engine, Piece
 from cutaway.generation.generate import document_prompt, generate
 from cutaway.generation.sampling import Sampling
 from cutaway.serving.app import ServerSettings, make_app
+from cutaway.serving.chat import prepare
 from cutaway.serving.guard import LOOPBACK
 from cutaway.serving.models import Models, ServedModel
+from cutaway.serving.schemas import ChatRequest
 from cutaway.tokenization.chat import render
 from cutaway.tokenization.tokenizer import Tokenizer
 from generation_helpers import tiny_model, tiny_tokenizer
@@ -24,6 +26,9 @@ from serving_helpers import Live, live, wait_until
 USER = [{"role": "user", "content": "hi"}]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}}}  # fmt: skip  # noqa: E501
+
+# The same schema by a reference, beside which `additionalProperties` would forbid all that it names.
+REFERRING = {"type": "function", "function": {"name": "f", "parameters": {"$ref": "#/$defs/it", "$defs": {"it": TOOL["function"]["parameters"] | {"additionalProperties": False}}}}}  # type: ignore[index]  # fmt: skip  # noqa: E501
 
 
 def served(name: str = "tiny", **changes: Any) -> ServedModel:
@@ -106,6 +111,13 @@ def test_completions_of_texts_and_of_ids(server: Live) -> None:
         assert [x for part in mine for x in part["logprobs"]["text_offset"]] == choice["logprobs"]["text_offset"]
 
 
+def test_the_place_of_a_token_counts_what_a_stop_string_holds_back(server: Live) -> None:
+    fields = {"prompt": "the cat", "seed": 9, "max_tokens": 5, "logprobs": 0}
+    free = server.post(TEXT, fields).json()["choices"][0]
+    held = server.post(TEXT, fields | {"stop": free["text"] + "never"}).json()["choices"][0]
+    assert held == free and free["logprobs"]["text_offset"][-1] > 0
+
+
 def test_sampling_fields_reach_the_engine(server: Live) -> None:
     greedy = generate(tiny_model(), [prompt()], tiny_tokenizer(), sampling=Sampling(temperature=0), max_new_tokens=8)
     for fields in ({"temperature": 0}, {"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
@@ -122,9 +134,9 @@ def test_stop_strings_end_the_answer(server: Live) -> None:
     assert choice["message"]["content"] == content[: content.index(stop)] and choice["finish_reason"] == "stop"
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_required_call_is_made_and_fits_its_schema(server: Live, stream: bool) -> None:
-    fields = {"messages": USER, "tools": [TOOL], "tool_choice": "required", "max_tokens": 100, "parallel_tool_calls": False}  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize(("tool", "stream"), [(TOOL, False), (TOOL, True), (REFERRING, False)])
+def test_a_required_call_is_made_and_fits_its_schema(server: Live, tool: dict[str, Any], stream: bool) -> None:
+    fields = {"messages": USER, "tools": [tool], "tool_choice": "required", "max_tokens": 100, "parallel_tool_calls": False}  # fmt: skip  # noqa: E501
     if stream:
         parts = [event["choices"][0] for event in server.events(CHAT, fields)]
         (calls,) = [part["delta"]["tool_calls"] for part in parts if "tool_calls" in part["delta"]]
@@ -193,6 +205,26 @@ def test_parts_of_text_developer_turns_and_earlier_calls_are_read(server: Live) 
         {"role": "tool", "content": "yes"},
     ]  # fmt: skip
     assert used == len(render(plain, tiny_tokenizer(), add_generation_prompt=True, tools=[TOOL]).ids)
+
+
+def test_results_are_read_in_the_order_of_their_calls(server: Live) -> None:
+    calls = [{"id": f"c{number}", "function": {"name": "f"}} for number in range(3)]
+    asked = [*USER, {"role": "assistant", "tool_calls": calls}]
+    results = [{"role": "tool", "tool_call_id": f"c{i}", "content": text} for i, text in enumerate("abc")]
+
+    def prompt_of(*results: dict[str, Any]) -> Any:
+        body = ChatRequest.model_validate({"messages": [*asked, *results, *USER, *asked, *results[::-1]]})
+        return prepare(served(), body).requests[0].prompt_ids
+
+    expected = prompt_of(*results)
+    first, second, third = results
+    assert prompt_of(third, first, second) == prompt_of(third, second, first) == expected
+    by_place = [{"role": "tool", "content": result["content"]} for result in results]
+    plain = {"messages": [*asked, *by_place, *USER, *asked, *by_place]}
+    assert prepare(served(), ChatRequest.model_validate(plain)).requests[0].prompt_ids == expected
+    for wrong in ([*asked, first | {"tool_call_id": "c9"}], [*USER, first], [*asked, *results, *USER, first]):
+        refused = server.post(CHAT, {"messages": wrong})
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "messages"
 
 
 def test_models_and_health_and_tools(server: Live) -> None:
@@ -324,6 +356,15 @@ def held_stream(server: Live, **fields: Any) -> socket.socket:
     return connection
 
 
+def read_until(connection: socket.socket, mark: bytes) -> bytes:
+    received = b""
+    while mark not in received:
+        part = connection.recv(4096)
+        assert part, received
+        received += part
+    return received
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_stops_its_generation(slow: tuple[Live, Slow], stream: bool) -> None:
     server, engine = slow
@@ -366,18 +407,41 @@ def test_an_engine_that_fails_fails_its_requests_and_goes_on(slow: tuple[Live, S
     assert server.chat(max_tokens=2).status_code == 200
 
 
+def test_an_engine_whose_device_fails_for_good_lets_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the slots can be freed then, since that moves keys and values."""
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    engine, other = Slow(slots=2), Slow(slots=1)
+    app = make_app(Models([ServedModel("slow", engine), ServedModel("other", other)]))
+    with live(app) as server:
+        running = held_stream(server, n=2)
+        wait_until(lambda: len(server.app.state.thread.routes) == 2)
+        engine.gate.release(1)
+        wait_until(lambda: server.metric("cutaway_generated_tokens_total") >= 2)
+        monkeypatch.setattr(engine, "_forward", broken)
+        monkeypatch.setattr(engine.cache, "swap", broken)
+        # Queued behind the step that fails.
+        queued = held_stream(server, model="other")
+        wait_until(lambda: server.app.state.thread.open["other"] == 1)
+        engine.gate.release(1)
+        assert b"the engine failed: RuntimeError" in read_until(running, b"[DONE]")
+        assert b" 503 " in read_until(queued, b"the engine has stopped")
+        wait_until(lambda: httpx.get(server.url + "/health").status_code == 503)
+        refused = server.chat()
+        assert refused.status_code == 503 and "the engine has stopped" in refused.text
+        assert server.idle()
+
+
 def test_a_failure_within_a_stream_is_an_event(slow: tuple[Live, Slow]) -> None:
     server, engine = slow
     connection = held_stream(server)
     engine.gate.release(2)
-    received = b""
-    while b"content" not in received:
-        received += connection.recv(4096)
+    read_until(connection, b"content")
     engine.fails = True
     engine.gate.release(1)
-    while b"[DONE]" not in received:
-        received += connection.recv(4096)
-    assert b'data: {"error":{"message":"the engine failed: RuntimeError"' in received
+    assert b'data: {"error":{"message":"the engine failed: RuntimeError"' in read_until(connection, b"[DONE]")
 
 
 def test_running_answers_end_before_the_server_does() -> None:

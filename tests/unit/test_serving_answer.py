@@ -92,6 +92,8 @@ def test_text_comes_as_it_is_written() -> None:
         ('\n{"name": "f"\n', '<tool_call>\n{"name": "f"\n</tool_call>'),
         ("\n[1]\n", "<tool_call>\n[1]\n</tool_call>"),
         ('\n{"name": "f", "arguments": 3}\n', '<tool_call>\n{"name": "f", "arguments": 3}\n</tool_call>'),
+        ('{"name": "f", "arguments": {"x": 1e999}}', '<tool_call>{"name": "f", "arguments": {"x": 1e999}}</tool_call>'),
+        ('{"name": "f", "arguments": {"x": NaN}}', '<tool_call>{"name": "f", "arguments": {"x": NaN}}</tool_call>'),
         ("[" * 5000, "<tool_call>" + "[" * 5000 + "</tool_call>"),
     ],
 )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from cutaway.cli.common import parse
-from cutaway.cli.fold import Fold
+from cutaway.cli.fold import Fold, printable
 from cutaway.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,12 +73,12 @@ def main(argv: Sequence[str]) -> int:
     flags = parse(ChatFlags, argv, prog="cutaway chat")
     conversation, request = _start(flags)
     if flags.prompt is not None:
-        print(_one_answer(conversation, request, flags.prompt))
+        print(printable(_one_answer(conversation, request, flags.prompt)))
         return 0
     # Arrow keys and history at the prompt, where Python has them.
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401
-    _Chat(conversation, request, flags.bf16).talk()
+    _Chat(conversation, request, flags).talk()
     return 0
 
 
@@ -93,7 +93,7 @@ def _start(flags: ChatFlags) -> "tuple[Conversation, Request]":
     seed = random.SystemRandom().getrandbits(48) if flags.seed is None else flags.seed
     length = MAX_NEW_TOKENS if flags.max_new_tokens is None else flags.max_new_tokens
     request = Request((), length, seed, **settings)
-    engine = _engine(folder, flags.bf16, flags.rope_scaling)
+    engine = _engine(folder, flags)
     chat = knows_chat(folder, engine.tokenizer)
     if not chat:
         log.info("%s was not fine-tuned on conversations: it continues your text instead of answering", folder)
@@ -101,7 +101,7 @@ def _start(flags: ChatFlags) -> "tuple[Conversation, Request]":
     return Conversation(engine, chat, flags.system, True if flags.thinking else None, toolbox), request
 
 
-def _engine(folder: Path, bf16: bool, rope_scaling: str = "") -> "Engine":
+def _engine(folder: Path, flags: ChatFlags) -> "Engine":
     import torch
 
     from cutaway.generation.engine import Engine
@@ -109,8 +109,8 @@ def _engine(folder: Path, bf16: bool, rope_scaling: str = "") -> "Engine":
     from cutaway.tokenization.tokenizer import Tokenizer
     from cutaway.training.precision import pick_device
 
-    model, tokenizer = load_model(folder, pick_device(), rope_scaling).eval(), Tokenizer.load(folder)
-    return Engine(model, tokenizer, slots=1, dtype=torch.bfloat16 if bf16 else None, frozen=True)
+    model, tokenizer = load_model(folder, pick_device(), flags.rope_scaling).eval(), Tokenizer.load(folder)
+    return Engine(model, tokenizer, slots=1, dtype=torch.bfloat16 if flags.bf16 else None, frozen=True)
 
 
 def _toolbox() -> "Toolbox":
@@ -140,8 +140,8 @@ def _one_answer(conversation: "Conversation", request: "Request", prompt: str) -
 class _Chat:
     """The loop at the prompt, and what its commands change."""
 
-    def __init__(self, conversation: "Conversation", request: "Request", bf16: bool) -> None:
-        self.conversation, self.request, self.bf16 = conversation, request, bf16
+    def __init__(self, conversation: "Conversation", request: "Request", flags: ChatFlags) -> None:
+        self.conversation, self.request, self.flags = conversation, request, flags
         self.first_engine = conversation.engine
         self.asked = 0
 
@@ -223,14 +223,15 @@ class _Chat:
                 thoughts = [
                     turn["reasoning_content"] for turn in conversation.messages if turn.get("reasoning_content")
                 ]
-                print(thoughts[-1] if thoughts else "nothing was thought yet")
+                print(printable(thoughts[-1]) if thoughts else "nothing was thought yet")
             case "/tools":
                 self.choose_tools(argument)
             case "/adapter":
                 self.choose_adapter(argument)
             case "/history":
                 for turn in conversation.transcript():
-                    print(f"{turn['role']}: {turn['content'] or turn.get('tool_calls', '')}")
+                    tools = ", ".join(tool["function"]["name"] for tool in turn.get("tools", ()))
+                    print(printable(f"{turn['role']}: {turn['content'] or turn.get('tool_calls') or tools}"))
             case "/save":
                 _save(conversation, argument)
             case _:
@@ -261,7 +262,7 @@ class _Chat:
 
         if not is_adapter(Path(argument)):
             raise UserError(f"{argument}: no adapter there (adapter_config.json is missing)")
-        engine = _engine(Path(argument), self.bf16)
+        engine = _engine(Path(argument), self.flags)
         if engine.tokenizer.fingerprint != self.first_engine.tokenizer.fingerprint:
             raise UserError(f"{argument}: an adapter of a model with another vocabulary")
         self.conversation.engine = engine

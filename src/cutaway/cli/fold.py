@@ -9,6 +9,12 @@ if TYPE_CHECKING:
     from cutaway.tokenization.tokenizer import Tokenizer
 
 ENDS = {"<think>": "</think>", "<tool_call>": "</tool_call>"}
+_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """Text for stdout: without control characters where that is a terminal, which would obey what a model wrote."""
+    return text.translate(_CONTROLS) if sys.stdout.isatty() else text
 
 
 class Fold:
@@ -36,13 +42,13 @@ class Fold:
         """Print what was hidden and turned out to be no whole block, such as a call cut off at the limit."""
         if self._until:
             self._close(f"[{self._what()}: {self._count} tokens, not finished]\n")
-            self._out.write(self._hidden if self._until == "</tool_call>" else "")
+            self._out.write(printable(self._hidden) if self._until == "</tool_call>" else "")
             self._out.flush()
 
     def used(self, use: "ToolUse") -> None:
         """Print a call and its result in one line."""
         arguments = ", ".join(f"{key}={value!r}" for key, value in use.arguments.items())
-        self._out.write(f"[{use.name}({arguments}) -> {_one_line(use.result.text)}]\n")
+        self._out.write(printable(f"[{use.name}({arguments}) -> {_one_line(use.result.text)}]\n"))
         self._until, self._hidden, self._count, self._fresh = None, "", 0, True
 
     def _outside(self, text: str) -> str:
@@ -54,7 +60,7 @@ class Fold:
         if self._fresh:
             before = before.lstrip("\n")
         self._fresh = self._fresh and not before
-        self._out.write(before)
+        self._out.write(printable(before))
         if not tag:
             return ""
         self._until, self._hidden, self._count = ENDS[tag], "", 0

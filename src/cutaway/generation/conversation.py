@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cutaway.generation.engine import Completion, Engine, Piece, Request
+from cutaway.generation.engine import Engine, Piece, Request
 from cutaway.generation.generate import document_prompt, stream
 from cutaway.recipe.files import read_toml
 from cutaway.tokenization.chat import parse_answer, render
 from cutaway.tokenization.foreign import prompt_foreign
-from cutaway.tokenization.messages import Message
+from cutaway.tokenization.messages import Message, normalise
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.tools.toolbox import Toolbox, ToolResult
 
@@ -27,16 +27,11 @@ def knows_chat(directory: Path, tokenizer: Tokenizer) -> bool:
     return stage != "pretrain" and tokenizer.chat_template is not None
 
 
-def answer_prompt(
-    messages: Sequence[Message],
-    tokenizer: Tokenizer,
-    thinking: bool | None = None,
-    tools: list[dict[str, Any]] | None = None,
-) -> list[int]:
+def answer_prompt(messages: Sequence[Message], tokenizer: Tokenizer, thinking: bool | None = None) -> list[int]:
     """Ids up to where the assistant's next answer begins, in the model's own chat format."""
     if not tokenizer.is_native:
-        return prompt_foreign(messages, tokenizer, thinking=thinking, tools=tools)
-    return render(messages, tokenizer, add_generation_prompt=True, thinking=thinking, tools=tools).ids
+        return prompt_foreign(messages, tokenizer, thinking=thinking)
+    return render(messages, tokenizer, add_generation_prompt=True, thinking=thinking).ids
 
 
 def answer_message(ids: Sequence[int], tokenizer: Tokenizer, thinking: bool | None = None) -> Message:
@@ -88,26 +83,29 @@ class Conversation:
                 yield ToolUse(call["name"], call["arguments"], result)
 
     def _answer(self, asked: list[Message], request: Request) -> Generator[Piece, None, None]:
-        tokenizer, thinking, answered = self.engine.tokenizer, self.thinking, ""
+        tokenizer, thinking = self.engine.tokenizer, self.thinking
         if self.chat:
-            tools = self.toolbox.schemas() if self.toolbox is not None else None
-            prompt = answer_prompt([*self.transcript(), *asked], tokenizer, thinking, tools)
+            prompt = answer_prompt([*self.transcript(), *asked], tokenizer, thinking)
         else:
             prompt = document_prompt(str(asked[0]["content"]), tokenizer)
-        completion: Completion | None = None
+        ids: list[int] = []
+        unsettled: list[int] = []
         pieces = stream(self.engine, replace(request, prompt_ids=prompt))
         try:
             for piece in pieces:
-                answered, completion = answered + piece.text, piece.completion
+                # An answer that is left within a character ends before it.
+                unsettled += piece.ids
+                if piece.text or piece.completion is not None:
+                    ids += unsettled
+                    unsettled.clear()
                 yield piece
         finally:
             pieces.close()
-            if self.chat and completion is not None:
-                self.messages += [*asked, answer_message(completion.ids, tokenizer, thinking)]
-            elif self.chat and answered:
-                self.messages += [*asked, {"role": "assistant", "content": answered}]
+            if self.chat and ids:
+                self.messages += [*asked, answer_message(ids, tokenizer, thinking)]
 
     def transcript(self) -> list[Message]:
-        """All turns, the system turn first where there is one."""
+        """All turns, the system turn first where there is one; it holds the tools' schemas, too."""
         first = [{"role": "system", "content": self.system}] if self.system else []
-        return [*first, *self.messages]
+        tools = self.toolbox.schemas() if self.toolbox is not None else None
+        return normalise([*first, *self.messages], tools=tools)

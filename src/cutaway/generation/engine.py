@@ -271,7 +271,8 @@ class Engine:
         self._exchange(slot, best if shared[best] and best >= slot else oldest)
         if shared[best] and best < slot:
             self.cache.move(best, slot, shared[best])
-        self._stored[slot] = []
+        # So much of it is there for the rows that come with this one; the rest is, once it is computed.
+        self._stored[slot] = prompt[: shared[best]]
         return shared[best]
 
     def _exchange(self, one: int, other: int) -> None:

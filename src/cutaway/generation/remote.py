@@ -130,7 +130,7 @@ class RemoteEngine:
 
 
 def _sampling(request: Request) -> dict[str, Any]:
-    """What both servers call alike. The end of the text is ours alone, so theirs is switched off."""
+    """What both servers call alike. The end of the text is ours, so theirs is switched off."""
     names = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
     chosen: dict[str, Any] = {name: getattr(request, name) for name in names}
     chosen["top_k"] = request.top_k or -1
@@ -164,9 +164,11 @@ def _id(name: str) -> int:
 
 def _ask_sglang(request: Request, model: str, ends: Sequence[int]) -> dict[str, Any]:
     sampling = {"max_new_tokens": request.max_new_tokens, "stop_token_ids": list(ends), "no_stop_trim": True}
+    # With `ignore_eos` SGLang looks at no token at all. So where one of ours ends the text, those of its model do, too.
+    sampling |= {"sampling_seed": request.seed % 2**31, "ignore_eos": not ends}
     return {
         "input_ids": list(request.prompt_ids),
-        "sampling_params": _sampling(request) | sampling | {"sampling_seed": request.seed % 2**31},
+        "sampling_params": _sampling(request) | sampling,
         "return_logprob": True,
         "top_logprobs_num": request.top_logprobs,
     }

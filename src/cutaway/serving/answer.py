@@ -5,13 +5,13 @@ The same reader serves streams and whole answers, so both say the same; for an a
 that a page which a model quotes cannot make it call a tool.
 """
 
-import codecs
 import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cutaway.generation.stop import TextStream
 from cutaway.tokenization.tokenizer import TAG_TOKENS, Tokenizer
 
 _Mode = Literal["start", "reasoning", "gap", "content", "call", "between"]
@@ -127,6 +127,8 @@ def read_call(text: str) -> dict[str, Any] | None:
     """The call in the text between the tags, None if it is none."""
     try:
         call = json.loads(text)
+        # Python reads NaN, and 1e999 as infinity: nothing that JSON could hand on.
+        json.dumps(call, allow_nan=False)
     except (ValueError, RecursionError):
         return None
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
@@ -140,10 +142,9 @@ class _Segments:
     place of every tag in the text is remembered until the text arrives there."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        tags = {index: text for text, index in tokenizer.control_ids.items() if index not in tokenizer.special_ids}
-        self._tags = tags
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        known, special = tokenizer.control_ids, tokenizer.special_ids
+        self._tags = {known[tag]: tag for tag in TAG_TOKENS if tag in known and known[tag] not in special}
+        self._stream = TextStream(tokenizer)
         self._decoded = 0
         self._passed = 0
         self._held = ""
@@ -151,11 +152,9 @@ class _Segments:
 
     def push(self, ids: Sequence[int], text: str) -> Iterator[tuple[str, bool]]:
         for index in ids:
+            self._decoded += len(self._stream.push(index))
             tag = self._tags.get(index)
-            known = index < self._tokenizer.vocab_size
-            data = tag.encode() if tag else self._tokenizer.token_bytes(index) if known else b""
-            self._decoded += len(self._decoder.decode(data))
-            if tag in TAG_TOKENS:
+            if tag is not None:
                 self._places.append((self._decoded - len(tag), tag))
         self._held += text
         while self._held:

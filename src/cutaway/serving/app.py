@@ -51,7 +51,7 @@ from cutaway.serving.metrics import Metrics
 from cutaway.serving.models import Models, ServedModel
 from cutaway.serving.respond import EventStream, Watch, json_response, unless_gone
 from cutaway.serving.schemas import ChatRequest, CompletionRequest, ToolRun
-from cutaway.serving.worker import EngineThread
+from cutaway.serving.worker import EngineThread, stopped
 from cutaway.tools.standard import standard_toolbox
 from cutaway.tools.toolbox import Toolbox
 
@@ -143,7 +143,7 @@ def _add_state(app: FastAPI, models: Models, thread: EngineThread, metrics: Metr
     @app.get("/health", responses={503: {"description": "the engine has stopped"}})
     async def health() -> Response:
         if not thread.alive:
-            return ApiError(503, "the engine has stopped").response()
+            return stopped().response()
         return json_response({"status": "ok"})
 
     @app.get("/metrics", response_class=PlainTextResponse)

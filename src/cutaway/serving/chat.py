@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from cutaway.errors import UserError
@@ -40,7 +41,7 @@ def prepare(model: ServedModel, body: ChatRequest) -> Prepared:
     if thinking is not None and not model.thinking:
         raise unsupported(f"thinking of the model {model.name}", "chat_template_kwargs")
     try:
-        turns = normalise([_message(message) for message in body.messages], tools=tools)
+        turns = normalise([_message(message) for message in _in_order(body.messages)], tools=tools)
         prompt = answer_prompt(turns, model.tokenizer, thinking)
     except UserError as error:
         raise ApiError(400, str(error), param="messages") from None
@@ -79,6 +80,28 @@ def _thinking(body: ChatRequest) -> bool | None:
         if value is not None:
             return value
     return None if body.reasoning_effort is None else body.reasoning_effort not in ("none", "minimal")
+
+
+def _in_order(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """The results of tools in the order of their calls, by which alone a model tells them apart; one without an id
+    answers the call at its place. ApiError 400 for an id that no call just before has."""
+    ordered: list[ChatMessage] = []
+    for are_results, group in groupby(messages, lambda message: message.role == "tool"):
+        turns = list(group)
+        if are_results:
+            calls = [call.id for call in (ordered[-1].tool_calls or ())] if ordered else []
+            placed = [(_place(result, calls, number), result) for number, result in enumerate(turns)]
+            turns = [result for _, result in sorted(placed, key=lambda pair: pair[0])]
+        ordered += turns
+    return ordered
+
+
+def _place(result: ChatMessage, calls: Sequence[str | None], number: int) -> int:
+    if not result.tool_call_id:
+        return number
+    if result.tool_call_id not in calls:
+        raise ApiError(400, f"tool_call_id {result.tool_call_id[:64]!r}: no call before has this id", param="messages")
+    return calls.index(result.tool_call_id)
 
 
 def _message(message: ChatMessage) -> Message:

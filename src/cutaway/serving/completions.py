@@ -6,6 +6,7 @@ from typing import Any
 
 from cutaway.generation.engine import Piece, Request
 from cutaway.generation.generate import document_prompt
+from cutaway.generation.stop import TextStream
 from cutaway.serving.errors import ApiError, unsupported
 from cutaway.serving.logprobs import completion_logprobs
 from cutaway.serving.models import ServedModel
@@ -47,6 +48,8 @@ class CompletionAnswer:
         self._model, self._body, self._watch = model, body, watch
         count, n = len(requests), body.n or 1
         self._texts = [""] * count
+        # A token's place is among all that was sampled: the text may be behind, since a stop string may cut it.
+        self._streams, self._offsets = [TextStream(model.tokenizer) for _ in requests], [0] * count
         self._reasons: list[str | None] = [None] * count
         self._logprobs: list[dict[str, list[Any]]] = [{} for _ in requests]
         self._usage = Usage(count // n, n)
@@ -89,4 +92,6 @@ class CompletionAnswer:
     def _entries(self, number: int, piece: Piece) -> dict[str, list[Any]] | None:
         if self._body.logprobs is None:
             return None
-        return completion_logprobs(self._model.engine, piece, len(self._texts[number]))
+        offset = self._offsets[number]
+        self._offsets[number] += sum(len(self._streams[number].push(token)) for token in piece.ids)
+        return completion_logprobs(self._model.engine, piece, offset)

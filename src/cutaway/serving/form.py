@@ -12,6 +12,9 @@ from cutaway.serving.schemas import ChatRequest, NamedTool
 
 Tools = list[dict[str, Any]]
 
+_ELSEWHERE = {"$ref", "anyOf", "oneOf", "allOf", "if", "patternProperties"}
+"""Where a schema may name arguments besides its `properties`."""
+
 
 def shown_tools(model: ServedModel, body: ChatRequest) -> Tools:
     """The tools that the prompt shows; none with `tool_choice` none. ApiError where they cannot be served."""
@@ -75,9 +78,12 @@ def form_of_answer(
 
 
 def _closed(tool: dict[str, Any]) -> dict[str, Any]:
-    """The tool without arguments beyond those it names, unless its schema says that it takes more."""
+    """The tool without arguments beyond those it names, unless its schema speaks of more, or may name some that
+    `additionalProperties` does not see, and would forbid."""
     function = tool["function"]
-    parameters = {"additionalProperties": False} | function.get("parameters", {"properties": {}})
+    parameters = function.get("parameters", {"properties": {}})
+    if not _ELSEWHERE & parameters.keys():
+        parameters = {"additionalProperties": False} | parameters
     return {"function": function | {"parameters": parameters}}
 
 

@@ -82,9 +82,12 @@ class EngineThread:
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._routes: dict[tuple[str, int], tuple[Ticket, int]] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.alive = False
+        """Whether requests are taken."""
 
     def start(self) -> None:
         """Begin to work."""
+        self.alive = True
         self._thread.start()
 
     def stop(self) -> None:
@@ -93,17 +96,13 @@ class EngineThread:
         self._thread.join()
 
     @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
-
-    @property
     def routes(self) -> list[tuple[str, int]]:
         """Model and id of every request that the engines hold: none when nobody waits for anything."""
         return list(self._routes)
 
     async def submit(self, model: str, requests: Sequence[Request]) -> Ticket:
-        """Queue requests, all or none. ApiError: 429 where too many wait, 400 where the engine refuses one."""
+        """Queue requests, all or none. ApiError: 429 where too many wait, 400 where the engine refuses one,
+        503 where it has stopped."""
         room = self._engines[model].cache.slots + self.max_waiting
         if len(requests) > room:
             raise ApiError(400, f"{len(requests)} answers are asked for, at most {room} can wait here", param="n")
@@ -114,6 +113,9 @@ class EngineThread:
         ticket = Ticket(self, model, len(requests))
         self.open[model] += len(requests)
         self._commands.put(lambda: self._enter(ticket, model, requests))
+        if not self.alive:
+            # The thread may have looked into the queue for the last time: the request is refused here.
+            self._obey(wait=False)
         try:
             await ticket.accepted
         except BaseException:
@@ -128,10 +130,19 @@ class EngineThread:
         self._commands.put(lambda: self._forget(ticket))
 
     def _run(self) -> None:
-        while self._obey(wait=not any(engine.busy for engine in self._engines.values())):
-            for model, engine in self._engines.items():
-                if engine.busy:
-                    self._step(model, engine)
+        try:
+            while self._obey(wait=not any(engine.busy for engine in self._engines.values())):
+                for model, engine in self._engines.items():
+                    if engine.busy:
+                        self._step(model, engine)
+        except Exception:
+            log.exception("the engine has stopped")
+        finally:
+            # Nobody may wait for a thread that is gone.
+            self.alive = False
+            for model in self._engines:
+                self._fail_all(model, stopped())
+            self._obey(wait=False)
 
     def _obey(self, wait: bool) -> bool:
         """Do the commands that have come; false when the thread is to end."""
@@ -148,6 +159,8 @@ class EngineThread:
     def _enter(self, ticket: Ticket, model: str, requests: Sequence[Request]) -> None:
         engine, entered = self._engines[model], []
         try:
+            if not self.alive:
+                raise stopped()
             for number, request in enumerate(requests):
                 entered.append(engine.submit(request))
                 self._routes[model, entered[-1]] = (ticket, number)
@@ -170,7 +183,10 @@ class EngineThread:
             engine.collect()
         except Exception as error:
             log.exception("the engine of %s failed", model)
-            self._fail_all(model, error)
+            failed = self._fail_all(model, ApiError(500, f"the engine failed: {type(error).__name__}"))
+            # Only now: after an error that stays with the device this fails, too, and the thread ends.
+            for request_id in failed:
+                engine.cancel(request_id)
             return
         self.steps += 1
         given: dict[Ticket, list[Numbered]] = {}
@@ -184,13 +200,12 @@ class EngineThread:
         for ticket, events in given.items():
             _tell(ticket, ticket._give, events)
 
-    def _fail_all(self, model: str, error: Exception) -> None:
-        mine = {key: ticket for key, (ticket, _) in self._routes.items() if key[0] == model}
-        for key in mine:
-            self._engines[model].cancel(key[1])
-            del self._routes[key]
+    def _fail_all(self, model: str, error: ApiError) -> list[int]:
+        """Tell all who wait for a model; gives back the ids that its engine still holds."""
+        mine = {key: self._routes.pop(key)[0] for key in list(self._routes) if key[0] == model}
         for ticket in set(mine.values()):
-            _tell(ticket, ticket._fail, ApiError(500, f"the engine failed: {type(error).__name__}"))
+            _tell(ticket, ticket._fail, error)
+        return [request_id for _, request_id in mine]
 
 
 def _accept(ticket: Ticket) -> None:
@@ -198,7 +213,14 @@ def _accept(ticket: Ticket) -> None:
         ticket.accepted.set_result(None)
 
 
+def stopped() -> ApiError:
+    """For whoever asks an engine that is gone."""
+    return ApiError(503, "the engine has stopped")
+
+
 def _refusal(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
     if not isinstance(error, UserError):
         log.error("a request could not be entered", exc_info=error)
         return ApiError(500, f"the engine failed: {type(error).__name__}")

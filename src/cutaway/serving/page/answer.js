@@ -5,6 +5,8 @@ import { callTool, streamChat, streamText } from "./api.js";
 /** Answers of one turn: a small model may call tools for ever. */
 const MAX_ROUNDS = 8;
 const ALTERNATIVES = 5;
+/** What the model is told of a call that was not run to its end. */
+export const STOPPED = "Error: stopped by the user";
 
 /** Write the answer to the end of `conversation.messages`, telling `changed(message)` of every step.
  *
@@ -120,9 +122,9 @@ async function runTools(conversation, message, key, signal, changed) {
       Object.assign(result, { content, state: ok ? "done" : "failed" });
     } catch (error) {
       // A call without a result would make the next request invalid.
-      const why = error.name === "AbortError" ? "stopped by the user" : error.message;
-      Object.assign(result, { content: `Error: ${why}`, state: "failed" });
-      if (error.name === "AbortError") {
+      const stopped = error.name === "AbortError";
+      Object.assign(result, { content: stopped ? STOPPED : `Error: ${error.message}`, state: "failed" });
+      if (stopped) {
         answerRest(conversation, message);
         throw error;
       }
@@ -135,6 +137,6 @@ async function runTools(conversation, message, key, signal, changed) {
 function answerRest(conversation, message) {
   const answered = new Set(conversation.messages.map((other) => other.tool_call_id));
   for (const call of message.tool_calls.filter((other) => !answered.has(other.id))) {
-    conversation.messages.push({ role: "tool", tool_call_id: call.id, content: "Error: stopped by the user", state: "failed" });
+    conversation.messages.push({ role: "tool", tool_call_id: call.id, content: STOPPED, state: "failed" });
   }
 }

@@ -30,6 +30,9 @@ export function t(key, values = {}) {
   return text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
+/** The string of a key that the server names, undefined where the page has none. */
+export const known = (key) => LANGUAGES[language].table[key];
+
 /** A number as the language writes it. */
 export function number(value, digits = 0) {
   return new Intl.NumberFormat(language, { maximumFractionDigits: digits, minimumFractionDigits: digits }).format(value);

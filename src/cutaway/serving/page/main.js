@@ -1,6 +1,6 @@
 // The page: what is shown, what runs, and what a control does.
 
-import { answer } from "./answer.js";
+import { answer, STOPPED } from "./answer.js";
 import { ApiError, listModels, listTools } from "./api.js";
 import { makeDrawers, makeToast } from "./drawers.js";
 import { $ } from "./dom.js";
@@ -92,6 +92,8 @@ function problem() {
 function show(whole = true) {
   const { conversation } = state;
   thread[whole ? "show" : "update"](conversation, isRunning(), problem(), card().chat);
+  // A button that is hidden loses the focus, and the keyboard its place on the page.
+  if (document.activeElement === $(isRunning() ? "send" : "stop")) $("question").focus();
   $("stop").hidden = !isRunning();
   $("send").hidden = isRunning();
   $("title").textContent = conversation.title || t("newChat");
@@ -206,7 +208,7 @@ function open(id) {
 function settle(conversation) {
   for (const message of conversation.messages) {
     if (message.state === "writing") Object.assign(message, { state: "stopped", tool_calls: undefined });
-    if (message.state === "running") Object.assign(message, { state: "failed", content: "Error: stopped by the user" });
+    if (message.state === "running") Object.assign(message, { state: "failed", content: STOPPED });
   }
 }
 
@@ -218,7 +220,8 @@ function begin() {
 }
 
 function renamed(id, title) {
-  if (state.conversation.id === id) state.conversation.title = title;
+  const { conversation } = state.running.get(id) ?? state;
+  if (conversation.id === id) conversation.title = title;
   show(false);
 }
 

@@ -1,7 +1,7 @@
 // The settings: access, system prompt, sampling; and the menus of tools and thinking below the question.
 
 import { $, h, placeMenu } from "./dom.js";
-import { number, t } from "./i18n.js";
+import { known, number, t } from "./i18n.js";
 
 /** Name in a request, smallest, largest and step; nothing entered leaves the choice to the server. */
 const SAMPLING = [
@@ -86,7 +86,8 @@ export function drawTools(settings, tools, able, changed) {
       else chosen.delete(name);
       choose(chosen);
     });
-    return h("label.check", {}, box, h("span", {}, h("code", {}, name), h("small", { lang: "en" }, description)));
+    const own = known(`tool_${name}`);
+    return h("label.check", {}, box, h("span", {}, h("code", {}, name), h("small", { lang: own ? null : "en" }, own ?? description)));
   });
   const all = h("button.plain", { type: "button", onclick: () => {
     choose(new Set(chosen.size === names.length ? [] : names));

@@ -2,7 +2,8 @@
 
 import { $, h } from "./dom.js";
 
-const ENDS = /[.!?。!?;…\n](?=\s|$|[^\d\s])/g;
+// Full-width marks by their numbers: in many fonts they look like those of ASCII.
+const ENDS = /[.!?。\uFF01\uFF1F\uFF1B…\n](?=\s|$|[^\d\s])/g;
 let said = 0;
 let whose = null;
 

@@ -62,6 +62,7 @@ function step(list, event) {
 }
 
 function showTip(element) {
+  hideTip();
   const [shown, logprob, top = []] = element.token;
   const rows = top.map(([text, other]) => [visible(text), other, false]);
   const mine = rows.find((row) => row[0] === visible(shown));
@@ -73,6 +74,7 @@ function showTip(element) {
     h("table", {}, h("caption.hidden", {}, t("alternatives")), h("tbody", {}, ...rows.map(tipRow))),
   );
   tip.hidden = false;
+  element.setAttribute("aria-describedby", tip.id);
   place(tip, element.getBoundingClientRect());
 }
 
@@ -92,4 +94,5 @@ function place(tip, box) {
 
 export function hideTip() {
   $("token-tip").hidden = true;
+  document.querySelector('[aria-describedby="token-tip"]')?.removeAttribute("aria-describedby");
 }

@@ -1,5 +1,6 @@
 // One answer on the page: thinking, text or tokens, tool calls with their results, and what is said below.
 
+import { STOPPED } from "./answer.js";
 import { h, icon, iconButton } from "./dom.js";
 import { number, t } from "./i18n.js";
 import { copyText, showMarkdown } from "./markdown.js";
@@ -103,7 +104,7 @@ function toolCard(call, result, state) {
   return h(`section.card.${status}`, { "aria-label": `${t("toolCall")}: ${call.function.name}` },
     h("div.card-head", {}, icon("wrench"), h("code", {}, call.function.name), h("span.status", {}, t(word))),
     h("dl", {}, ...argumentRows(call.function.arguments)),
-    result && result.state !== "running" && h("div.result", {}, h("span.hidden", {}, t("toolResult")), h("pre", { tabIndex: 0 }, result.content)));
+    result && result.state !== "running" && h("div.result", {}, h("span.hidden", {}, t("toolResult")), h("pre", { tabIndex: 0 }, result.content === STOPPED ? t("stopped") : result.content)));
 }
 
 /** An object's members as rows; anything else, such as JSON that is still being written, as it is. */
