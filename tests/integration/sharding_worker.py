@@ -18,6 +18,7 @@ from cutaway.model.sharded import local, part_of, whole
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise
 from cutaway.training.distributed import joined_ranks
+from cutaway.training.horizon import seconds_per_exchange
 from cutaway.training.network import Network
 from cutaway.training.optim import make_optimizers, orthogonalise, orthogonalise_shared
 
@@ -63,6 +64,8 @@ def main(out: str) -> None:
                 float((start[key] - value).detach().abs().max()) for key, value in expected.items()
             )
             found[name] = max(float((weights[key] - value).abs().max()) for key, value in expected.items())
+        found["gradients_held"] = gradients_between(network)
+        found["exchange_s"] = seconds_per_exchange(100_000, ranks)
         whole_copy = network.whole_model()
         if ranks.first:
             same = zip(whole_copy.parameters(), weights.values(), strict=True)
@@ -91,15 +94,26 @@ def trained(network: Network) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(1)
     for _ in range(3):
         for number in range(2):
-            ids = torch.randint(61, (2, 17), generator=draw)
-            positions = torch.arange(16).expand(2, 16).contiguous()
-            batch = Batch(ids[:, :-1], ids[:, 1:], positions, torch.zeros(2, 16, dtype=torch.int32))
             with network.synchronised_at(last=number == 1):
-                torch.autograd.backward(network.token_losses(batch).mean() / 2)
+                torch.autograd.backward(network.token_losses(batch_of(draw)).mean() / 2)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     return {name: whole(weight.detach()).clone() for name, weight in network.model.named_parameters()}
+
+
+def batch_of(draw: torch.Generator) -> Batch:
+    ids = torch.randint(61, (2, 17), generator=draw)
+    positions = torch.arange(16).expand(2, 16).contiguous()
+    return Batch(ids[:, :-1], ids[:, 1:], positions, torch.zeros(2, 16, dtype=torch.int32))
+
+
+def gradients_between(network: Network) -> int:
+    """Values of gradients that this rank holds after a micro-batch that is not a step's last."""
+    with network.synchronised_at(last=False):
+        torch.autograd.backward(network.token_losses(batch_of(torch.Generator())).mean())
+    gradients = [weight.grad for weight in network.model.parameters()]
+    return sum(local(one).numel() for one in gradients if one is not None)
 
 
 if __name__ == "__main__":

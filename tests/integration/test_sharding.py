@@ -50,6 +50,14 @@ def test_each_rank_holds_half(found: dict[str, Any]) -> None:
     assert 0.45 < found["fp32_held"] / found["fp32_all"] < 0.55
 
 
+def test_each_rank_holds_its_part_of_the_gradients_between_micro_batches(found: dict[str, Any]) -> None:
+    assert found["gradients_held"] == found["compiled_held"]
+
+
+def test_ranks_time_what_they_send(found: dict[str, Any]) -> None:
+    assert found["exchange_s"] > 0
+
+
 def test_a_whole_copy_and_a_part_are_what_they_are_made_of(found: dict[str, Any]) -> None:
     assert found["copy"] == 0
     assert found["part"]

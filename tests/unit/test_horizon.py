@@ -13,20 +13,24 @@ from cutaway.data.loader import RowSource
 from cutaway.errors import UserError
 from cutaway.objectives.next_token import token_nll
 from cutaway.recipe.base import TrainSettings
+from cutaway.recipe.stages import PretrainSettings
 from cutaway.training import preparation
 from cutaway.training.derive import derive_batch
+from cutaway.training.distributed import Ranks
 from cutaway.training.horizon import (
     COMPILE_REPAYS_S,
     HORIZONS,
+    RESERVE,
     check_horizon,
     fixed_steps,
+    seconds_per_exchange,
     seconds_per_update,
     should_compile,
 )
 from cutaway.training.optim import make_optimizers
 from cutaway.training.plan import tokens_that_fit
 from cutaway.training.preparation import Plan, check_settings, prepare, split_batch
-from training_helpers import SEQ, conversations, network
+from training_helpers import ALONE, SEQ, conversations, network
 
 CPU = torch.device("cpu")
 
@@ -116,11 +120,12 @@ def test_a_batch_is_split_as_near_as_it_can_be(rows: int, micro_rows: int, world
         assert micro * accumulation * world == rows
 
 
-def plan(**changes: Any) -> Plan:
+def plan(kind: type[TrainSettings] = TrainSettings, ranks: Ranks = ALONE, **changes: Any) -> Plan:
     values: dict[str, Any] = {"row_length": SEQ, "batch_tokens": 4 * SEQ, "micro_batch_tokens": 2 * SEQ}
-    settings = TrainSettings(**(values | {"compile": "off"} | changes))
+    settings = kind(**(values | {"compile": "off"} | changes))
     cache = conversations()
     net = network()
+    net.ranks = ranks
     return prepare(
         net,
         lambda rows: RowSource(cache, rows=rows, seq=SEQ),
@@ -169,9 +174,34 @@ def test_minutes_become_steps_that_fit() -> None:
     assert made.settings.minutes is None
 
 
-def test_no_time_left_is_one_line() -> None:
-    with pytest.raises(UserError, match="already took longer"):
-        plan(minutes=1e-6)
+@pytest.mark.parametrize(("sharding", "exchanges"), [("off", 1), ("on", 1.5 * 2)])
+def test_minutes_count_what_ranks_send(sharding: Any, exchanges: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for two ranks that take ten seconds to sum their gradients, and no time for anything else."""
+
+    def exchange(gradients: int, ranks: Ranks) -> float:
+        assert gradients == network().model.num_parameters()
+        return 10.0
+
+    monkeypatch.setattr(Ranks, "sum_all", lambda self, values: values)
+    monkeypatch.setattr(Ranks, "gather", lambda self, value: [value])
+    monkeypatch.setattr(preparation, "seconds_per_exchange", exchange)
+    monkeypatch.setattr(preparation._Probe, "seconds_per_token", lambda self, least, seconds=1.5: 1e-9)
+    made = plan(PretrainSettings, Ranks(0, 2, CPU), minutes=100.0, batch_tokens=8 * SEQ, sharding=sharding)
+    assert made.accumulation == 2
+    within = 100 * 60 * (1 - RESERVE) / (10 * exchanges)
+    assert 0.9 * within < made.steps <= within
+    assert f"{10 * exchanges:.2f} s a step to send gradients" in next(
+        rule.reason for rule in made.rules if rule.name == "steps"
+    )
+
+
+def test_one_rank_sends_nothing() -> None:
+    assert seconds_per_exchange(10, ALONE) == 0.0
+
+
+def test_no_time_left_is_one_step(caplog: pytest.LogCaptureFixture) -> None:
+    assert plan(minutes=1e-6).steps == 1
+    assert "one step is made" in caplog.text
 
 
 @pytest.mark.parametrize(

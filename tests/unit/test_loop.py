@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from cutaway.data.loader import Batch, OneBatch, RowSource
 from cutaway.errors import Stopped, UserError
+from cutaway.training import loop
 from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.loop import fit
 from cutaway.training.network import Network
@@ -239,6 +241,14 @@ def test_samples_are_asked_for_and_come_before_the_checkpoint(tmp_path: Path) ->
 
     _fit(job(tmp_path, net, optimizers(net), steps=5, sample=sample, sample_every=2, save_every=2))
     assert asked == [(2, []), (4, [2]), (5, [2, 4])]
+
+
+def test_what_the_device_has_still_to_train_is_no_part_of_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "synchronise", lambda device: time.sleep(0.05))
+    window = loop._Window(torch.device("cpu"))
+    with window.paused():
+        pass
+    assert window.seconds() > 0.04
 
 
 def test_resume_refuses_other_data(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from cutaway.cli.plan import gpu_table
 from cutaway.errors import UserError
 from cutaway.model.lora import LoRAConfig, adapt
 from cutaway.model.transformer import CausalLM
+from cutaway.stages import estimate
+from cutaway.stages.rehearsal import DataSize
 from cutaway.training.optim import make_optimizers, muon_cost
 from cutaway.training.plan import (
     FILLED,
@@ -227,6 +229,20 @@ def test_pairs_cost_what_their_reference_asks_for(tmp_path: Path) -> None:
     assert 1.25 < live["seconds"] / adapted["seconds"] < 1.4
     reward = plan("reward")
     assert reward["memory"]["head"] < 0.001 * cached["memory"]["head"] and reward["seconds"] < free["seconds"]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_a_horizon_in_minutes_is_kept_where_rows_have_padding(
+    stage: str, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, out = DataSize(20_000_000, 65536, useful_share=share), tmp_path / "plan.json"
+    monkeypatch.setattr(estimate, "_data_size", lambda *_: (size, "given"))
+    flags = ("--recipe", "mini", "--gpu", "rtx3090", "--minutes", "10", "--json", str(out))
+    assert main.main(["plan", stage, *flags]) == 0
+    (found,) = json.loads(out.read_text(encoding="utf-8"))
+    assert 540 < found["seconds"] <= 600
+    assert found["tokens"] == pytest.approx(found["steps"] * found["batch_tokens"] * share)
 
 
 @pytest.mark.parametrize(

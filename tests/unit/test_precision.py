@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 
 from cutaway.data.loader import Batch, RowSource
+from cutaway.stages import shared
+from cutaway.training.distributed import Ranks
 from cutaway.training.loop import fit
 from cutaway.training.precision import (
     DTYPE_NAMES,
+    arithmetic,
     autocast,
     device_memory,
     keep_freed_memory,
     pick_device,
     pick_dtype,
 )
-from training_helpers import SEQ, conversations, job, network, optimizers, rows_of
+from training_helpers import ALONE, SEQ, conversations, job, network, optimizers, rows_of, settings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -35,6 +38,18 @@ def test_auto_is_fp16_on_gpus_without_bf16(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     assert pick_dtype("auto", CUDA) == dtype
+
+
+def test_the_log_says_which_and_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4")
+    assert arithmetic("auto", CUDA, torch.float16) == "Tesla T4, matrix products in fp16 (this GPU has no bf16)"
+    assert arithmetic("auto", CUDA, torch.bfloat16) == "Tesla T4, matrix products in bf16"
+    assert arithmetic("auto", CPU, torch.float32).endswith("in fp32 (this processor has no bf16 units)")
+    assert arithmetic("fp32", CPU, torch.float32) == "cpu, matrix products in fp32 (as set)"
+    caplog.set_level("INFO", "cutaway")
+    for ranks in (ALONE, Ranks(1, 2, CPU)):
+        shared.build_network(network().model, settings(precision="fp32"), ranks)
+    assert caplog.text.count("device: cpu, matrix products in fp32 (as set)") == 1
 
 
 def test_memory_is_what_the_process_may_take_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

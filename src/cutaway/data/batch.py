@@ -13,6 +13,13 @@ from cutaway.data.hashing import keyed_order
 from cutaway.data.packing import pack_best_fit, ragged_arange, split_documents
 
 
+def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on another device; to a GPU from pinned memory, so that the host does not wait for the copy."""
+    if torch.device(device).type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 @dataclass
 class Batch:
     """Rows of packed documents.
@@ -29,9 +36,7 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
         tensors = (self.input_ids, self.targets, self.positions, self.documents)
-        if torch.device(device).type == "cuda" and not self.input_ids.is_cuda:
-            tensors = tuple(tensor.pin_memory() for tensor in tensors)  # type: ignore[assignment]
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+        return Batch(*(moved(tensor, device) for tensor in tensors))
 
     def trained_tokens(self) -> int:
         """Targets that count in the loss."""
@@ -54,7 +59,7 @@ class TaughtBatch(Batch):
         """The batch on another device."""
         plain = super().to(device)
         tensors = plain.input_ids, plain.targets, plain.positions, plain.documents
-        return TaughtBatch(*tensors, self.teacher_ids.to(device), self.teacher_logprobs.to(device))
+        return TaughtBatch(*tensors, moved(self.teacher_ids, device), moved(self.teacher_logprobs, device))
 
 
 @dataclass

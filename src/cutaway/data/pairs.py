@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from cutaway.data.batch import Batch
+from cutaway.data.batch import Batch, moved
 from cutaway.data.formats import read_records
 from cutaway.data.hashing import content_hash, derive_key, keyed_order, mix64
 from cutaway.data.packing import pack_best_fit
@@ -69,7 +69,7 @@ class PairBatch(Batch):
         """The batch on another device."""
         plain = super().to(device)
         tensors = plain.input_ids, plain.targets, plain.positions, plain.documents
-        return PairBatch(*tensors, self.answer.to(device), self.index.to(device))
+        return PairBatch(*tensors, moved(self.answer, device), moved(self.index, device))
 
     def pairs(self) -> int:
         """Number of pairs in it."""

@@ -10,7 +10,7 @@ import torch
 from cutaway.rl.source import RolloutSource
 from cutaway.training.derive import Rule
 from cutaway.training.distributed import Ranks
-from cutaway.training.horizon import RESERVE
+from cutaway.training.horizon import RESERVE, seconds_per_exchange
 from cutaway.training.loop import Step
 from cutaway.training.metrics import synchronise
 
@@ -34,6 +34,8 @@ def fix_steps(
         settings = dataclasses.replace(settings, epochs=None, steps=rollouts * source.updates)
     elif settings.minutes is not None:
         rollout_s, update_s = time_rollout(source, step)
+        weights = source.players.actor.parameters()
+        update_s += seconds_per_exchange(sum(weight.numel() for weight in weights if weight.requires_grad), ranks)
         per_rollout = rollout_s + source.updates * update_s
         answers = settings.prompts_per_rollout * (settings.group_size or 1) / ranks.world
         evaluation_s = rollout_s * heldout / ranks.world / answers

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.data.batch import Batch
+from cutaway.data.batch import Batch, moved
 from cutaway.objectives.next_token import IGNORE
 from cutaway.rl.environment import Episode
 
@@ -72,7 +72,7 @@ class Minibatch:
 
     def to(self, device: torch.device | str) -> "Minibatch":
         """On another device."""
-        changes = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        changes = {name: moved(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return Minibatch(**{**vars(self), **changes})
 
     def rows(self) -> Batch:

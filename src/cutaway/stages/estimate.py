@@ -151,25 +151,31 @@ def _on_gpu(
     stage: Stage, settings: TrainSettings, model: CausalLM, size: DataSize, gpu: Gpu, mfu: float
 ) -> dict[str, Any]:
     """From public figures and an assumed share of the peak."""
-    per_token = model.flops_per_token(settings.row_length) / (gpu.flops * mfu)
-    horizon = horizon_tokens(settings, size.per_epoch)
+    rate = gpu.flops * mfu
+    useful = rate * size.useful_share  # the rest is spent on padding
+    per_token = model.flops_per_token(settings.row_length) / useful
+    before, always = reference_passes(settings)
+    looked_at = size.heldout_tokens, before * (size.per_epoch + size.heldout_tokens)
+    evaluation_s, reference_s = (evaluation_seconds(round(tokens), per_token) for tokens in looked_at)
+    horizon, budget_s = horizon_tokens(settings, size.per_epoch), 0.0
     if settings.minutes is not None:
-        again = model.recomputed_flops_per_token(settings.row_length) / (gpu.flops * mfu)
-        horizon = settings.minutes * 60 * (1 - RESERVE) / (per_token + again)
+        again = model.recomputed_flops_per_token(settings.row_length) / useful
+        budget_s = (settings.minutes * 60 - reference_s) * (1 - RESERVE)
+        horizon = max(1.0, budget_s / (per_token + again))
     fits = tokens_that_fit(model, settings.row_length, 2, gpu.memory)
     settings, _ = derive_batch(settings, horizon, "cuda", fits)
     settings, _ = derive_optimizer(settings, model, PEAK[stage], horizon)
     rows, accumulation = split_batch(settings, 1)
     per_step = rows * accumulation * settings.row_length * size.useful_share
-    steps = settings.steps or max(1, round(horizon / per_step))
     batch_tokens = rows * accumulation * settings.row_length
+    step_s = run_flops(model, 1, batch_tokens, settings.row_length, settings.optimizer).total / rate
+    step_s += always * evaluation_seconds(round(per_step), per_token)
+    if settings.minutes is not None:
+        steps = steps_within(budget_s, step_s, evaluation_s, settings.eval_every)
+    else:
+        steps = settings.steps or max(1, round(horizon / per_step))
     work = run_flops(model, steps, batch_tokens, settings.row_length, settings.optimizer)
     memory = step_memory(model, rows, settings.row_length, 2, settings.optimizer)
-    step_s = work.total / (gpu.flops * mfu) / steps
-    before, always = reference_passes(settings)
-    step_s += always * evaluation_seconds(batch_tokens, per_token)
-    looked_at = size.heldout_tokens, before * (size.per_epoch + size.heldout_tokens)
-    evaluation_s, reference_s = (evaluation_seconds(round(tokens), per_token) for tokens in looked_at)
     notes = [f"time: at {mfu:.0%} of {gpu.flops / 1e12:g} TFLOP/s [{gpu.source}]; small models reach 25 to 50 %"]
     notes.append(f"rent: {gpu.rent:.2f} USD an hour [{gpu.rent_source}]")
     if memory.total > 0.9 * gpu.memory:

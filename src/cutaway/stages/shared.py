@@ -29,7 +29,7 @@ from cutaway.model.rope import scaling_text
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import describe_model, is_adapter, load_model, write_text
 from cutaway.objectives.next_token import IGNORE
-from cutaway.recipe.base import AdapterSettings, ModelSettings, ShardSettings, TrainSettings
+from cutaway.recipe.base import AdapterSettings, ModelSettings, TrainSettings
 from cutaway.recipe.files import load_recipe, load_run, save_recipe
 from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.tokenization.dump import dump_html, dump_terminal
@@ -38,12 +38,12 @@ from cutaway.training.card import write_card
 from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.curves import draw_curves
 from cutaway.training.derive import FINE_TUNING, Rule
-from cutaway.training.distributed import Ranks, check_sharding, restarted
+from cutaway.training.distributed import Ranks, check_sharding, launch, restarted, to_be_sharded
 from cutaway.training.loop import Job, Source, Step, fit
 from cutaway.training.metrics import matmul_rate
 from cutaway.training.network import Network
 from cutaway.training.plan import run_flops
-from cutaway.training.precision import keep_freed_memory, pick_dtype
+from cutaway.training.precision import arithmetic, keep_freed_memory, pick_dtype
 from cutaway.training.preparation import Plan, Stream, optimizers_of, prepare
 from cutaway.training.progress import print_tokens
 from cutaway.training.reference import Reading, Subject, data_names, reading_for
@@ -151,16 +151,14 @@ def build_network(model: CausalLM, settings: TrainSettings, ranks: Ranks) -> Net
     if settings.row_length > longest:
         raise UserError(f"row_length is {settings.row_length}, the model's max_position_embeddings only {longest}")
     dtype = pick_dtype(settings.precision, ranks.device)
-    if _is_sharded(settings):
+    if ranks.first:
+        log.info("device: %s", arithmetic(settings.precision, ranks.device, dtype))
+    if to_be_sharded(settings):
         check_sharding(model.config, dtype)
     keep_freed_memory()
     torch.set_float32_matmul_precision("high")
     model.model.checkpointing = settings.activation_checkpointing == "on"
     return Network(model, ranks, dtype)
-
-
-def _is_sharded(settings: TrainSettings) -> bool:
-    return isinstance(settings, ShardSettings) and settings.sharding == "on"
 
 
 def question_prompts(tokenizer: Tokenizer) -> dict[str, list[int]]:
@@ -205,7 +203,7 @@ def train(material: Material, recipe: Recipe, run: RunSettings, *, started: floa
             rows.close()
     batches = material.source(plan.rows)
     rate = matmul_rate(ranks.device, network.dtype)
-    if _is_sharded(settings):
+    if to_be_sharded(settings):
         network.shard()
     else:
         network.wrap()
@@ -340,6 +338,7 @@ def write_description(
         "parameters": model.num_parameters(),
         "active_parameters": model.num_active_parameters(),
         "tokenizer": tokenizer.fingerprint,
+        "torchrun": launch(),
     }
     save_recipe(recipe, out / "recipe.toml", dataclasses.replace(run, resume=False), made)
     write_card(out)

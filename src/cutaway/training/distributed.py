@@ -1,9 +1,14 @@
-"""Ranks: what each knows of the others, and how they share gradients, or weights too. Launched by `torchrun`."""
+"""Ranks: what each knows of the others, and how they share gradients, or weights too. Launched by `torchrun`.
+
+What a host knows goes from processor to processor (gloo), what a GPU has computed from GPU to GPU (NCCL): a number that
+went through a GPU would wait until this had done all that it was asked for before.
+"""
 
 import contextlib
 import datetime
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from cutaway.errors import UserError
 from cutaway.model.config import ModelConfig
 from cutaway.model.transformer import CausalLM
+from cutaway.recipe.base import ShardSettings, TrainSettings
+from cutaway.recipe.files import read_toml
 from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.precision import pick_device
 
@@ -38,8 +45,7 @@ class Ranks:
         """Sum of each number over all ranks, in one exchange."""
         if self.world == 1:
             return values
-        device = self.device if self.device.type == "cuda" else "cpu"
-        total = torch.tensor(values, dtype=torch.float64, device=device)
+        total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
         return [float(value) for value in total]
 
@@ -47,14 +53,13 @@ class Ranks:
         """Every rank's value, on every rank: anything that JSON holds, floating-point numbers to the bit."""
         if self.world == 1:
             return [value]
-        device = self.device if self.device.type == "cuda" else torch.device("cpu")
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         sizes = [int(size) for size in self.sum_all([float(len(text) * (r == self.rank)) for r in range(self.world)])]
-        own = torch.zeros(max(sizes), dtype=torch.uint8, device=device)
+        own = torch.zeros(max(sizes), dtype=torch.uint8)
         own[: len(text)] = text
         found = [torch.empty_like(own) for _ in sizes]
         dist.all_gather(found, own)
-        return [json.loads(row[:size].cpu().numpy().tobytes()) for row, size in zip(found, sizes, strict=True)]
+        return [json.loads(row[:size].numpy().tobytes()) for row, size in zip(found, sizes, strict=True)]
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says yes, so that all act alike."""
@@ -66,8 +71,7 @@ class Ranks:
 
     def barrier(self) -> None:
         """Wait for all."""
-        if self.world > 1:
-            dist.barrier()
+        self.sum_all([0.0])
 
 
 def start_ranks() -> Ranks:
@@ -82,7 +86,8 @@ def start_ranks() -> Ranks:
         timeout = datetime.timedelta(hours=4)
         store = _fresh_store(timeout)
         where: dict[str, Any] = {} if store is None else {"store": store, "rank": rank, "world_size": world}
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout, **where)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timeout, **where)
     return Ranks(rank, world, device)
 
 
@@ -127,6 +132,11 @@ def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
+def to_be_sharded(settings: TrainSettings) -> bool:
+    """Whether ranks are to hold parts of the weights."""
+    return isinstance(settings, ShardSettings) and settings.sharding == "on"
+
+
 def check_sharding(config: ModelConfig, dtype: torch.dtype) -> None:
     """Refuse, before any work, what `shard` cannot do."""
     if dtype == torch.float16:
@@ -152,7 +162,22 @@ def shard(model: CausalLM, ranks: Ranks) -> None:
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
+def launch() -> list[str] | None:
+    """The id that `torchrun` gives to all processes of a job, and the command; None without `torchrun`."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if job is None else [job, *sys.argv[1:]]
+
+
 def restarted(out: str) -> bool:
-    """Whether `torchrun --max-restarts` started this process again after one was lost, and there is a checkpoint."""
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    return again and bool(out) and bool(Checkpoints(Path(out), 1).steps())
+    """Whether `torchrun --max-restarts` started this process again after one was lost, and there is a checkpoint.
+
+    The run in `out` then names this launch in its recipe.toml. The number of restarts would not do: each node counts
+    those alone that its own processes caused.
+    """
+    now = launch()
+    # Where no `--rdzv-id` names it a job is called "none", as the next one would be.
+    if now is None or (now[0] == "none" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"):
+        return False
+    recipe = Path(out) / "recipe.toml"
+    begun = recipe.is_file() and read_toml(str(recipe)).get("made", {}).get("torchrun") == now
+    return begun and bool(Checkpoints(Path(out), 1).steps())

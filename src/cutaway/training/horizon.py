@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import Literal, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
 from cutaway.data.loader import Batch
 from cutaway.errors import UserError
 from cutaway.recipe.base import TrainSettings
+from cutaway.training.distributed import Ranks
 from cutaway.training.metrics import synchronise
 
 log = logging.getLogger("cutaway")
@@ -107,3 +109,18 @@ def seconds_per_update(model: nn.Module, make: Callable[[nn.Module], list[Optimi
         synchronise(device)
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def seconds_per_exchange(gradients: int, ranks: Ranks) -> float:
+    """Time in which the ranks sum so many gradients, by the first one's clock; 0 alone. A backward pass may hide some
+    of it."""
+    if ranks.world == 1:
+        return 0.0
+    values, seconds = torch.zeros(gradients, device=ranks.device), 0.0
+    for _ in range(2):  # the first one connects the ranks too
+        synchronise(ranks.device)
+        start = time.perf_counter()
+        dist.all_reduce(values)
+        synchronise(ranks.device)
+        seconds = time.perf_counter() - start
+    return ranks.broadcast(seconds)

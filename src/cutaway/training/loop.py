@@ -22,7 +22,7 @@ from cutaway.errors import Stopped, UserError
 from cutaway.model.sharded import local, whole
 from cutaway.recipe.base import TrainSettings
 from cutaway.training.checkpoint import Checkpoints
-from cutaway.training.metrics import MetricsLog
+from cutaway.training.metrics import MetricsLog, synchronise
 from cutaway.training.network import Network
 from cutaway.training.progress import TrainingProgress
 from cutaway.training.reference import Reading
@@ -137,14 +137,14 @@ class _Run:
         assert settings.log_every and settings.eval_every and settings.save_every
         if self.step == 0:
             self._evaluate()
-        window = _Window()
+        window = _Window(self.ranks.device)
         while self.step < job.total_steps:
             stopped = self._train_step(window, stop)
             self.step += 1
             last = self.step == job.total_steps
             if self.step % settings.log_every == 0 or last:
                 self._write(window)
-                window = _Window()
+                window = _Window(self.ranks.device)
             if self.step % settings.eval_every == 0 or last:
                 with window.paused():
                     self._evaluate()
@@ -295,7 +295,8 @@ def _clip(module: nn.Module, most: float) -> Tensor:
 class _Window:
     """Sums since the last log line, kept on the device so that no step waits for the host."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.sums: dict[str, Tensor] = {}
         self.norm = torch.zeros(())
         self.steps = self.tokens = 0
@@ -321,6 +322,7 @@ class _Pause:
         self.window = window
 
     def __enter__(self) -> None:
+        synchronise(self.window.device)  # steps that the device still has to do are no part of the pause
         self.start = time.monotonic()
 
     def __exit__(self, *exception: object) -> None:

@@ -84,9 +84,11 @@ class Network:
             self.sharded = True
 
     def synchronised_at(self, last: bool) -> AbstractContextManager[None]:
-        """Ranks exchange gradients once a step, in the backward pass of the last micro-batch."""
-        if self.sharded:
-            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        """Ranks exchange gradients once a step, in the backward pass of the last micro-batch.
+
+        Sharded ones do so at every micro-batch, or each would hold whole gradients from the first to the last: a step
+        of them sends two gathers of the weights and one scatter of the gradients a micro-batch.
+        """
         if isinstance(self.module, DistributedDataParallel) and not last:
             return self.module.no_sync()
         return nullcontext()

@@ -52,6 +52,14 @@ def pick_dtype(setting: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def arithmetic(setting: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Device and arithmetic in words, and why it is that one where it is not the usual bf16."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    whys = {torch.float16: " (this GPU has no bf16)", torch.float32: " (this processor has no bf16 units)"}
+    why = whys.get(dtype, "") if setting == "auto" else " (as set)"
+    return f"{name}, matrix products in {DTYPE_NAMES[dtype]}{why}"
+
+
 @contextmanager
 def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Matrix products in `dtype`; weights stay fp32, and so do the loss and everything that sums many terms."""

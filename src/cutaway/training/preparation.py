@@ -21,12 +21,14 @@ from cutaway.data.loader import Batch
 from cutaway.errors import UserError
 from cutaway.recipe.base import TrainSettings
 from cutaway.training.derive import Rule, derive_batch, derive_intervals, derive_optimizer
+from cutaway.training.distributed import to_be_sharded
 from cutaway.training.horizon import (
     RESERVE,
     Compiled,
     check_horizon,
     fixed_steps,
     micro_batch_times,
+    seconds_per_exchange,
     seconds_per_update,
     should_compile,
 )
@@ -130,12 +132,10 @@ def prepare(
     stream.close()
 
     def budget_s() -> float:
-        """Time left, by the first rank's clock: horizons that differ by a second could round to different batches."""
+        """Time left, by the first rank's clock: horizons that differ by a second could round to different batches.
+        Where reading and compiling took all of it one step is made even so."""
         assert settings.minutes is not None
-        left = ranks.broadcast((settings.minutes * 60 - (time.monotonic() - started)) * (1 - RESERVE))
-        if left <= 0:
-            raise UserError(f"minutes = {settings.minutes:g}: reading the data and compiling already took longer")
-        return left
+        return ranks.broadcast((settings.minutes * 60 - (time.monotonic() - started)) * (1 - RESERVE))
 
     # A rough horizon, from the uncompiled speed, is enough for the batch, which is a power of two.
     rough = 0.0
@@ -144,7 +144,7 @@ def prepare(
         rough = ranks.broadcast(probe.seconds_per_token(least=1))
     horizon = horizon_tokens(settings, per_epoch)
     if settings.minutes is not None:
-        horizon = budget_s() * ranks.world / rough * COMPILED_SPEED
+        horizon = max(1.0, budget_s() * ranks.world / rough * COMPILED_SPEED)
     memory = min(ranks.gather(device_memory(device)))
     fits = tokens_that_fit(network.model, settings.row_length, network.dtype.itemsize, memory)
     settings, rules = derive_batch(settings, horizon, device.type, fits)
@@ -244,10 +244,19 @@ def _fix_steps(
         update_s = seconds_per_update(
             network.model, lambda twin: optimizers_of(twin, settings, network.dtype), ranks.device
         )
-        step_s = per_rank * per_token + update_s
+        gradients = sum(weight.numel() for weight in network.model.parameters() if weight.requires_grad)
+        exchange_s = seconds_per_exchange(gradients, ranks)
+        if to_be_sharded(settings):  # two gathers and a scatter a micro-batch, each of them half of a sum
+            exchange_s *= 1.5 * plan.accumulation
+        step_s = per_rank * per_token + update_s + exchange_s
         evaluation_s = evaluation_seconds(heldout_tokens, per_token) / ranks.world
-        steps = steps_within(budget_s(), step_s, evaluation_s, settings.eval_every)
+        left = budget_s()
+        steps = steps_within(left, step_s, evaluation_s, settings.eval_every)
+        if left < step_s and ranks.first:
+            log.warning("minutes = %g: reading and preparing took nearly all of it; one step is made", settings.minutes)
         reason = f"{settings.minutes:g} minutes at {1 / per_token:,.0f} tokens/s a rank and {update_s:.2f} s an update"
+        if ranks.world > 1:
+            reason += f", {exchange_s:.2f} s a step to send gradients"
     else:
         steps = round(horizon / (per_rank * ranks.world))
         reason = f"{horizon / 1e6:.3g}M tokens, {per_rank * ranks.world:,.0f} useful ones a step"
