@@ -1,19 +1,21 @@
 """A life small enough for a test: a tiny model, a town with few records, a few steps a stage.
 
-python tests/integration/life_helpers.py OUT        goes through it, in a process that can be killed
+python tests/integration/life_helpers.py OUT        `cutaway quickstart --out OUT`, in a process that can be killed
 """
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Any
 
+from cutaway.cli import main as cli
 from cutaway.life import journal, quickstart, scoring, steps
-from cutaway.life.parts import go
 from cutaway.life.stage import Life
 from cutaway.playground import evaluation, write
 from cutaway.recipe.base import ModelSettings
 from cutaway.recipe.files import load_recipe
+from cutaway.recipe.recipe import Recipe
 
 SHAPE = ModelSettings(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
 COMMON: dict[str, Any] = {"compile": "off", "precision": "fp32", "workers": 1, "log_every": 1, "eval_every": 50}
@@ -38,7 +40,7 @@ ITEMS = 2
 
 
 def shrink() -> None:
-    """Few records in every set but the two large ones."""
+    """Few records in every set but the two large ones, a tiny model, a few steps a stage, few items a skill."""
     evaluation.ITEMS.update(heldout=3, new=2)
     evaluation.FEWER.update(heldout=3, new=2)
     evaluation.PRACTICE = 3
@@ -47,6 +49,14 @@ def shrink() -> None:
     quickstart.town.VOCAB_SIZE = 320
     scoring.LONGEST = 2048
     quickstart.town.megabytes = lambda minutes: 0.1
+    whole_life = quickstart.playground_life
+    quickstart.playground_life = lambda out, kept, recipe: whole_life(out, kept, tiny(recipe), tiny_steps())
+    quickstart.playground_parts = functools.partial(quickstart.playground_parts, items=ITEMS)
+
+
+def tiny(recipe: Recipe) -> Recipe:
+    """With a model of a few thousand parameters."""
+    return dataclasses.replace(recipe, model=SHAPE)
 
 
 def tiny_steps() -> tuple[steps.Step, ...]:
@@ -55,22 +65,11 @@ def tiny_steps() -> tuple[steps.Step, ...]:
 
 
 def tiny_life(out: Path) -> tuple[Life, journal.Journal]:
-    """A life in a folder, begun or gone on with."""
+    """The life in a folder."""
     kept = journal.open_journal(out, {"seed": None, "budget_minutes": None}, {"seed": 0, "budget_minutes": 20.0})
-    recipe = dataclasses.replace(load_recipe("nano"), model=SHAPE)
-    return quickstart.playground_life(out, kept, recipe, tiny_steps()), kept
-
-
-def live(out: Path) -> Life:
-    """Go through it."""
-    life, kept = tiny_life(out)
-    go([*quickstart.playground_parts(life, kept, ITEMS), quickstart.report_part(life, kept)], kept)
-    return life
+    return quickstart.playground_life(out, kept, tiny(load_recipe("nano")), tiny_steps()), kept
 
 
 if __name__ == "__main__":
-    from cutaway.cli.main import _log_plain_lines
-
-    _log_plain_lines()
     shrink()
-    live(Path(sys.argv[1]))
+    sys.exit(cli.main(["quickstart", "--out", sys.argv[1]]))

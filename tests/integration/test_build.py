@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import logging
+import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +14,14 @@ from life_helpers import COMMON, SHAPE, TEXT
 from run_helpers import Town
 
 from cutaway.cli import main as cli
+from cutaway.cli.build import DEFAULTS, BuildFlags, _given
+from cutaway.cli.common import parse
 from cutaway.data import hub as hub_module
 from cutaway.errors import UserError
+from cutaway.evals.evaluate import EvalSettings
 from cutaway.evals.results import load_results
 from cutaway.life import build
+from cutaway.life.journal import open_journal
 from cutaway.playground.identity import identity_records, shuffled
 from cutaway.recipe.base import TokenizerSettings
 from cutaway.recipe.files import load_recipe, save_recipe
@@ -112,15 +118,53 @@ def test_a_bad_item_of_a_task_is_told_before_the_training(
 
 
 def test_the_plan_comes_first_and_is_asked_about(
-    town: Town, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    town: Town,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    caplog.set_level(logging.INFO, "cutaway")
     own = ["--pretrain", str(town.pretrain_data), "--sft", str(town.sft_data)]
     assert cli.main(arguments(tmp_path, *own)) == 2
     assert "say --yes to begin" in capsys.readouterr().err
+    assert re.search(r"together: \d+:\d\d, \d+\.\d\d USD; scores and grpo come on top", caplog.text)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", lambda _: "n")
     assert cli.main(arguments(tmp_path, *own)) == 0
     assert not (tmp_path / "life").exists()
+
+
+def test_what_a_build_began_with_is_kept(town: Town, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scored under another name, or on other tasks, later stages could not be compared with earlier ones."""
+    own = ["--pretrain", str(town.pretrain_data), "--sft", str(town.sft_data)]
+    flags = parse(BuildFlags, arguments(tmp_path, *own, "--tasks", "identity", "format")[1:], prog="")
+    open_journal(tmp_path / "life", _given(flags), DEFAULTS)
+    for more, before in (
+        (("--author", "them"), "--author us"),
+        (("--tasks", "identity"), "--tasks identity format"),
+        (("--limit", "3"), "--limit 2"),
+    ):
+        assert cli.main(arguments(tmp_path, *own, *more)) == 2
+        assert f"holds a life with {before}" in capsys.readouterr().err
+
+
+def test_bad_records_that_the_recipe_tolerates_are_passed_over(town: Town, tmp_path: Path) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text("{}\n" + town.pretrain_data.read_text(encoding="utf-8"))
+    recipe = load_recipe(str(tiny_recipe(tmp_path / "tiny.toml")))
+    names = {"pretrain": (str(text),), "sft": (str(text),), "lora": (), "dpo": (), "grpo": ()}
+    for bad in (0, 1):
+        own = dataclasses.replace(recipe, pretrain=dataclasses.replace(recipe.pretrain, skip_bad=bad))
+        life = build.build_life(tmp_path / "life", own, 0, 0.0, build.Sources(names))  # type: ignore[arg-type]
+        vocabulary = build.build_parts(life, build.Sources(names), (), EvalSettings())[1]  # type: ignore[arg-type]
+        assert f"--skip-bad {bad}" in vocabulary.command
+        if bad:
+            vocabulary.work()
+        else:
+            with pytest.raises(UserError, match=r"text\.jsonl:1: "):
+                vocabulary.work()
+    assert (tmp_path / "life" / "tokenizer" / "tokenizer.json").is_file()
 
 
 MISTAKES = {

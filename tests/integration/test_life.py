@@ -11,15 +11,16 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
-from life_helpers import live, tiny_life
+from life_helpers import tiny_life
 from run_helpers import ROOT, cutaway, environment, same_end
 
 from cutaway.cli import main as cli
-from cutaway.errors import UserError
+from cutaway.errors import Stopped, UserError
 from cutaway.evals.report import Run
 from cutaway.evals.results import Result, save_result
 from cutaway.evals.verified import GREEDY, Answered
@@ -34,11 +35,12 @@ from cutaway.life.stage import Life, recipe_of, train
 from cutaway.life.steps import PLAYGROUND, Step
 from cutaway.playground.alignment import agent_tasks
 from cutaway.playground.world import make_world
-from cutaway.playground.write import PlaygroundSettings
+from cutaway.playground.write import EXAMPLE_QUESTIONS, PlaygroundSettings
 from cutaway.recipe.files import load_recipe, save_recipe
 from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.rl.algorithms import ALGORITHMS
 from cutaway.tokenization.messages import Message
+from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.progress import WHOLE, Place, TrainingProgress
 from cutaway.verifiers.record import judge
 
@@ -86,17 +88,25 @@ def test_parts_are_done_once_and_say_where_they_are(tmp_path: Path, caplog: pyte
         assert line.endswith("left, 3:01 in all")
         done.append("first")
 
-    parts = [Part("first", 1.0, "the first", work, "cutaway first"), Part("second", 3.0, "the second", fail)]
+    parts = [
+        Part("first", 1.0, "the first", work, "cutaway first\ncutaway then"),
+        Part("second", 3.0, "the second", fail),
+    ]
     with caplog.at_level(logging.INFO, "cutaway"), pytest.raises(KeyboardInterrupt):
         go(parts, journal)
     assert "1/2 first: the first; about 4:00 left in all" in caplog.text
-    assert "by hand: cutaway first" in caplog.text
+    assert "by hand: cutaway first" in caplog.text and "by hand: cutaway then" in caplog.text
+    assert (tmp_path / "commands.txt").read_text() == "# first: the first\ncutaway first\ncutaway then\n"
     assert WHOLE.get() is None
+    assert open_journal(tmp_path, DEFAULTS, {}).unfinished.keys() == {"second"}
+    journal.interrupted("second", 100.0)
     parts[1] = dataclasses.replace(parts[1], work=lambda: done.append("second"))
     caplog.clear()
     with caplog.at_level(logging.INFO, "cutaway"):
         go(parts, open_journal(tmp_path, DEFAULTS, {}))
     assert done == ["first", "second"]
+    after = open_journal(tmp_path, DEFAULTS, {})
+    assert after.seconds["second"] >= 100 and not after.unfinished
     assert "1/2 first: done before" in caplog.text and "2/2 second: the second; about 3:00" in caplog.text
 
 
@@ -235,6 +245,23 @@ def test_what_a_stage_was_there_for_and_what_it_cost(tmp_path: Path) -> None:
     other = fall_table(table_of, runs)
     assert other is not None and other.rows == [["dpo", "1", "-50.0", "tool -50.0"]]
     assert purpose_table(table_of[:1], runs[:1]) is None
+
+
+def test_a_stage_inside_a_life_says_how_the_life_goes_on(tmp_path: Path) -> None:
+    def stop() -> None:
+        raise Stopped("stopped by SIGTERM after step 3 of 9; go on with --resume", 143)
+
+    with pytest.raises(Stopped, match="go on by the same command") as caught:
+        go([Part("sft", 1.0, "", stop)], open_journal(tmp_path, DEFAULTS, {}))
+    assert caught.value.code == 143
+
+
+def test_bits_per_byte_are_no_points(tmp_path: Path) -> None:
+    runs = [scored(tmp_path / name, tool=[1, 1]) for name in ("sft", "dpo")]
+    for run in runs:
+        run.results["held"] = dataclasses.replace(run.results["tool"], task="held", summary={"kind": "text"})
+    table = fall_table([Step("sft", (), 1, ""), Step("dpo", (), 1, "")], runs)
+    assert table is not None and table.rows == [["dpo", "1", "+0.0", "tool +0.0"]]
 
 
 def test_scores_are_not_asked_for_twice(tmp_path: Path) -> None:
@@ -383,18 +410,24 @@ def test_an_algorithm_is_one_readable_line() -> None:
 
 # The life itself, tiny
 
+LAST_STEPS = {"pretrain": 6, "sft": 6, "lora": 4, "dpo": 4, "grpo": 4, "agent": 4}
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted life."""
+    """An uninterrupted life; without a terminal six questions are answered at its end."""
     out = tmp_path_factory.mktemp("life") / "whole"
-    worker(out).check_returncode()
+    done = worker(out)
+    assert done.returncode == 0, done.stderr
+    asked = [line.removeprefix("> ") for line in done.stdout.splitlines() if line.startswith("> ")]
+    assert asked == list(EXAMPLE_QUESTIONS)
     return out
 
 
 def worker(out: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "tests/integration/life_helpers.py", str(out)]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    options: Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "check": False}
+    return subprocess.run(command, cwd=ROOT, env=environment(), **options)
 
 
 @pytest.mark.slow
@@ -406,6 +439,7 @@ def test_the_report_of_a_life_is_complete(whole: Path) -> None:
     for title in ("What each stage was there for", "What it did to the other skills", "Scores", "Differences"):
         assert f"<h3>{title}</h3>" in page and f"**{title}**" in text
     assert "Time on this machine" in page and "class=tokens" in page
+    assert "What mini (26M parameters) would take on published text" in page and "RTX 3090" in page
     rows = [line for line in text.splitlines() if line.startswith("| tool_practice ")]
     assert rows and rows[0].count("%") >= 5  # every model but the one that has only read text
     rows = [line for line in text.splitlines() if line.startswith("| fact ")]
@@ -415,11 +449,10 @@ def test_the_report_of_a_life_is_complete(whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_call_does_nothing(whole: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_call_does_nothing(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
-    with caplog.at_level(logging.INFO, "cutaway"):
-        live(whole)
-    assert caplog.text.count("done before") == 9
+    again = worker(whole)
+    assert again.stderr.count("done before") == 9, again.stderr
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()} == before
 
 
@@ -428,33 +461,40 @@ def test_a_second_call_does_nothing(whole: Path, caplog: pytest.LogCaptureFixtur
 def test_a_stage_is_repeated_by_its_plain_command(name: str, whole: Path, tmp_path: Path) -> None:
     life, _ = tiny_life(whole)
     step = next(step for step in life.steps if step.stage == name)
-    command = shlex.split(stage.by_hand(life, step).split(" && ")[0])[1:]
-    command[command.index("--out") + 1] = str(tmp_path / "again")
-    done = cutaway(*command, timeout=600)
-    assert done.returncode == 0, done.stderr
-    same_end(life.run_of(step), tmp_path / "again", 6 if name in ("pretrain", "sft") else 4)
+    assert stage.by_hand(life, step) in (whole / "commands.txt").read_text(encoding="utf-8")
+    for line in stage.by_hand(life, step).splitlines():
+        done = cutaway(
+            *shlex.split(line.replace(f"{life.run_of(step)}-again", str(tmp_path / "again")))[1:], timeout=600
+        )
+        assert done.returncode == 0, done.stderr
+    same_end(life.run_of(step), tmp_path / "again", LAST_STEPS[name])
+    if step.merged:
+        one, other = (path / "model.safetensors" for path in (life.model_of(step), tmp_path / "again-merged"))
+        assert one.read_bytes() == other.read_bytes()
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_with_the_same_weights(whole: Path, tmp_path: Path) -> None:
-    out, draw, kills = tmp_path / "life", random.Random(0), 0
+def test_killed_in_every_stage_it_ends_with_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    """Once before the first stage; then in each of them, at a random moment from its first checkpoint on."""
+    out, draw, in_training = tmp_path / "life", random.Random(0), 0
     command = [sys.executable, "tests/integration/life_helpers.py", str(out)]
     with (tmp_path / "log").open("w") as log:
-        for _ in range(12):
-            process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log)
-            began = len(journal_of(out))
-            while process.poll() is None and len(journal_of(out)) <= began + draw.randint(0, 1):
-                time.sleep(0.05)
-            time.sleep(draw.uniform(0, 1))
-            if process.poll() is not None:
-                break
+        for name in ("", *LAST_STEPS):
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+            while process.poll() is None and not (Checkpoints(out / name, 1).steps() if name else out.exists()):
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0, 0.1 if name else 1.0))
+            assert process.poll() is None, (tmp_path / "log").read_text()
             process.send_signal(signal.SIGKILL)
             process.wait()
-            kills += 1
-    assert kills >= 3, (tmp_path / "log").read_text()
+            assert name not in journal_of(out)
+            in_training += bool(name) and Checkpoints(out / name, 1).steps()[-1] < LAST_STEPS[name]
+    assert in_training >= 2  # the others were saved, merged or scored already
     last = worker(out)
     assert last.returncode == 0, last.stderr
-    for name, last_step in (("pretrain", 6), ("sft", 6), ("lora", 4), ("dpo", 4), ("grpo", 4), ("agent", 4)):
+    for name, last_step in LAST_STEPS.items():
         same_end(whole / name, out / name, last_step)
 
 

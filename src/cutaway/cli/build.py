@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cutaway.life.stage import Life
 
 log = logging.getLogger("cutaway")
+DEFAULTS: dict[str, Any] = {"seed": 0, "name": "Cutaway", "author": "you", "tasks": ["identity", "refusal", "format"]}
+"""Of the settings that a second call need not repeat."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,13 @@ class BuildFlags:
     """Prompts with answers to check."""
     source: Literal["hf", "modelscope"] = "hf"
     """Hub of the published sets; HF_ENDPOINT names a mirror of the first."""
-    name: str = "Cutaway"
-    """What the model calls itself."""
-    author: str = "you"
-    """Who made it."""
-    tasks: tuple[str, ...] = ("identity", "refusal", "format")
-    """What every model is scored on: tasks of `cutaway eval`, named sets such as ceval and files too."""
+    name: str | None = None
+    """What the model calls itself; default Cutaway."""
+    author: str | None = None
+    """Who made it; default you."""
+    tasks: tuple[str, ...] | None = None
+    """What every model is scored on: tasks of `cutaway eval`, named sets such as ceval and files too; default identity,
+    refusal and format."""
     limit: int | None = None
     """Only so many items of each task."""
     skip_bad: int = 0
@@ -71,20 +74,21 @@ def main(argv: Sequence[str]) -> int:
     _check(flags)
     from cutaway.evals.evaluate import EvalSettings
     from cutaway.life.build import build_life, build_parts, check_tasks, export_part, report_part
-    from cutaway.life.journal import NAME, open_journal
+    from cutaway.life.journal import NAME, filled, open_journal
     from cutaway.life.parts import go
 
-    out, sources = Path(flags.out), _sources(flags)
-    asked = EvalSettings(limit=flags.limit, names=dict(sources.called), skip_bad=flags.skip_bad)
-    check_tasks(flags.tasks, asked)
-    life = build_life(out, recipe, flags.seed or 0, flags.price_per_hour, sources)
-    if not (out / NAME).is_file() and not _agreed(life, flags, sources):
+    out = Path(flags.out)
+    begun, given = (out / NAME).is_file(), _given(flags)
+    known = open_journal(out, given, DEFAULTS).settings if begun else filled(given, DEFAULTS)
+    sources = _sources(flags, known)
+    asked = EvalSettings(limit=known["limit"], names=dict(sources.called), skip_bad=flags.skip_bad)
+    check_tasks(known["tasks"], asked)
+    life = build_life(out, recipe, int(known["seed"]), flags.price_per_hour, sources)
+    if not begun and not _agreed(life, flags, sources):
         log.info("nothing was done")
         return 0
-    sets: dict[str, Any] = {stage: " ".join(entries) for stage, entries in sources.names.items()}
-    journal = open_journal(out, {"recipe": flags.recipe, "seed": flags.seed, **sets}, {"seed": 0})
-    life = build_life(out, recipe, int(journal.settings["seed"]), flags.price_per_hour, sources)
-    parts = [*build_parts(life, sources, flags.tasks, asked), report_part(life, journal)]
+    journal = open_journal(out, given, DEFAULTS)
+    parts = [*build_parts(life, sources, known["tasks"], asked), report_part(life, journal)]
     if importlib.util.find_spec("gguf") is not None:
         parts.append(export_part(life))
     go(parts, journal)
@@ -105,30 +109,50 @@ def _check(flags: BuildFlags) -> None:
         raise UserError(f"cutaway build: --limit is {flags.limit}, must be 1 or more")
 
 
-def _sources(flags: BuildFlags) -> "Sources":
+def _given(flags: BuildFlags) -> dict[str, Any]:
+    """What decides what the life is, as it was given: None where it was not."""
+    from cutaway.life.build import PUBLISHED
+
+    tasks = None if flags.tasks is None else list(flags.tasks)
+    own = {name: getattr(flags, name) for name in ("recipe", "seed", "name", "author", "limit")}
+    return {**own, "tasks": tasks, **{stage: " ".join(getattr(flags, stage)) for stage in PUBLISHED}}
+
+
+def _sources(flags: BuildFlags, known: dict[str, Any]) -> "Sources":
     from cutaway.life.build import PUBLISHED, Sources
 
     names = {stage: tuple(getattr(flags, stage)) for stage in PUBLISHED}
-    return Sources(names, flags.source, {"name": flags.name, "author": flags.author})
+    return Sources(names, flags.source, {name: str(known[name]) for name in ("name", "author")})
 
 
 def _agreed(life: "Life", flags: BuildFlags, sources: "Sources") -> bool:
-    """Show what the stages will take, as far as `cutaway plan` counts them, and ask."""
+    """Show what the stages will take, as `cutaway plan` counts them, or the minutes that the recipe gives, and ask."""
     from cutaway.cli.plan import describe
     from cutaway.life.build import size_of
     from cutaway.life.stage import recipe_of
     from cutaway.stages.estimate import BYTES_A_TOKEN, estimate
     from cutaway.stages.rehearsal import SETTINGS
+    from cutaway.training.plan import clock, cost
 
+    seconds, more, rate, currency = 0.0, "scores", 0.0, ""
     for step in life.steps:
+        recipe = recipe_of(life, step)
         stage = next((one for one in SETTINGS if one == step.stage), None)
         if stage is None:
-            log.info("%s, %s: not counted by the plan", flags.recipe, step.stage)
+            minutes = getattr(recipe, step.stage).minutes
+            if minutes is None:
+                more += f" and {step.stage}"
+            says = "not foreseen: it hangs on how long answers are" if minutes is None else clock(60 * minutes)
+            seconds += 60 * (minutes or 0.0)
+            log.info("%s, %s\n  time    %s", recipe.name, step.stage, says)
             continue
         size = size_of(sources, step.stage)
         tokens = None if size is None else max(1, round(size / BYTES_A_TOKEN))
-        known = PlanSettings(flags.gpu, data_tokens=tokens)
-        log.info("%s", describe(estimate(recipe_of(life, step), stage, known)))
+        found = estimate(recipe, stage, PlanSettings(flags.gpu, data_tokens=tokens))
+        seconds, rate, currency = seconds + found.seconds, found.price_per_hour, found.currency
+        log.info("%s", describe(found))
+    money = f", {cost(seconds, rate):.2f} {currency}".rstrip() if rate else ""
+    log.info("together: %s%s; %s come on top", clock(seconds), money, more)
     if flags.yes:
         return True
     if not sys.stdin.isatty():

@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except Exception as error:
         if _is_disk_full(error):
-            return _fail(f"the disk is full: {error}; make room and go on with --resume")
+            how = "by the same command" if arguments[0] in ("quickstart", "build") else "with --resume"
+            return _fail(f"the disk is full: {error}; make room and go on {how}")
         if isinstance(error, OSError) and error.filename is not None:
             return _fail(f"{error.filename}: {error.strerror}")
         raise

@@ -81,7 +81,9 @@ def draw_report(runs: Sequence[Column], out: Path) -> None:
     if shares:
         axes = figure.add_subplot(grid[place])
         _dots(axes, shares, runs, percent=True)
-        axes.set_title("right, %, with 95 % intervals; the grey mark is guessing", fontsize=10, loc="left")
+        known = any("chance" in run.results[name].summary for run in runs for name in shares if name in run.results)
+        guessing = "; the grey mark is guessing" if known else ""
+        axes.set_title(f"right, %, with 95 % intervals{guessing}", fontsize=10, loc="left")
         place += 1
     if texts:
         axes = figure.add_subplot(grid[place])

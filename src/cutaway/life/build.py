@@ -46,7 +46,6 @@ PASSES = 4
 REPLAY = 1.5
 """Records of fine-tuning beside each of the adapter's own, never the same twice: else it takes every unusual question
 for one about itself."""
-TASKS = ("identity", "refusal", "format")
 SAYS: dict[Stage, str] = {
     "pretrain": "next-token prediction on plain text",
     "sft": "fine-tuning on conversations",
@@ -107,18 +106,18 @@ def build_life(out: Path, recipe: Recipe, seed: int, price_per_hour: float, sour
 
 def build_parts(life: Life, sources: Sources, tasks: Sequence[str], asked: EvalSettings) -> list[Part]:
     """Fetching, vocabulary, and every stage with its evaluation."""
-    text = life.steps[0].data
+    text, bad, vocabulary = life.steps[0].data, life.recipe.pretrain.skip_bad, life.out / "tokenizer"
     table = life.recipe.tokenizer
     get = functools.partial(_fetch, life, sources)
     sizes = ["--vocab-size", str(table.vocab_size), "--pattern", table.pattern, "--scripts", table.scripts]
-    again = ["--seed", str(table.seed), "--out", f"{life.out / 'tokenizer'}-again"]
+    again = ["--seed", str(table.seed), "--out", f"{vocabulary}-again", "--skip-bad", str(bad)]
     parts = [
         Part("data", 0.0, "fetching what is not here", get, _get_command(life, sources)),
         Part(
             "tokenizer",
             0.0,
             f"a vocabulary of {table.vocab_size} tokens",
-            lambda: train_tokenizer(read_texts(text, table.scripts, table.seed), table).save(life.out / "tokenizer"),
+            lambda: train_tokenizer(read_texts(text, table.scripts, table.seed, bad), table).save(vocabulary),
             shlex.join(["cutaway", "tokenizer", "train", "--data", *text, *sizes, *again]),
         ),
     ]
@@ -163,7 +162,8 @@ def _write_adapter_file(life: Life, sources: Sources) -> None:
     """The adapter's records with the names filled in, `PASSES` times, and fine-tuning records beside them (times
     `REPLAY`), each once."""
     files = [local(entry, life.data) for entry in sources.names["lora"]]
-    own = [json.dumps(record.value, ensure_ascii=False) for record in read_records(files, "sft")]
+    records = read_records(files, "sft", life.recipe.lora.skip_bad)
+    own = [json.dumps(record.value, ensure_ascii=False) for record in records]
     for name in ("name", "author"):
         marker = "{{" + name + "}}"
         if any(marker in line for line in own):
@@ -172,7 +172,7 @@ def _write_adapter_file(life: Life, sources: Sources) -> None:
             text = json.dumps(sources.called[name], ensure_ascii=False)[1:-1]
             own = [line.replace(marker, text) for line in own]
     own *= PASSES
-    talks = read_records([local(entry, life.data) for entry in sources.names["sft"]], "sft")
+    talks = read_records([local(entry, life.data) for entry in sources.names["sft"]], "sft", life.recipe.sft.skip_bad)
     again = [json.dumps(one.value, ensure_ascii=False) for one in itertools.islice(talks, int(REPLAY * len(own)))]
     write_text("\n".join([*own, *again]) + "\n", life.data / LORA_FILE)
 

@@ -4,14 +4,18 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from cutaway.errors import Stopped
+from cutaway.errors import Stopped, UserError
 from cutaway.life.journal import Journal
 from cutaway.life.steps import LEAST_SHARE, TRUSTED_S
+from cutaway.model.weights import write_text
 from cutaway.training.plan import clock
 from cutaway.training.progress import WHOLE, Place
 
 log = logging.getLogger("cutaway")
+COMMANDS = "commands.txt"
+"""Beside the journal: the plain command of every part."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Part:
     work: Callable[[], None]
     """Does it, or what is left of it."""
     command: str = ""
-    """The command that does the same by hand."""
+    """The command that does the same by hand; where it takes two, a line each."""
     training: float = 0.0
     """Of the minutes, those that may become fewer; 0 where all are needed."""
 
@@ -55,6 +59,7 @@ def share_left(parts: Sequence[Part], name: str, journal: Journal, minutes: floa
 
 def go(parts: Sequence[Part], journal: Journal) -> None:
     """Do what is not done yet, in order."""
+    _keep_commands(parts, journal.path.with_name(COMMANDS))
     for number, part in enumerate(parts, start=1):
         label = f"{number}/{len(parts)}"
         if part.name in journal.seconds:
@@ -63,15 +68,25 @@ def go(parts: Sequence[Part], journal: Journal) -> None:
         seconds = [60 * one.minutes for one in parts[number - 1 :]]
         left = f"; about {clock(sum(seconds))} left in all" if seconds[0] else ""
         log.info("%s %s: %s%s", label, part.name, part.says, left)
-        if part.command:
-            log.info("  by hand: %s", part.command)
+        for line in part.command.splitlines():
+            log.info("  by hand: %s", line)
         began = time.monotonic()
         before = sum(journal.seconds.get(one.name, 0.0) for one in parts[: number - 1])
         here = WHOLE.set(Place(label, before, sum(seconds[1:])))
         try:
             part.work()
-        except Stopped as stop:
-            raise Stopped(str(stop).replace("go on with --resume", "the same command goes on"), stop.code) from None
+        except BaseException as error:
+            journal.interrupted(part.name, time.monotonic() - began)
+            if isinstance(error, Stopped | UserError):  # a stage says how to go on with it alone
+                error.args = (str(error).replace("with --resume", "by the same command"),)
+            raise
         finally:
             WHOLE.reset(here)
         journal.note(part.name, time.monotonic() - began)
+
+
+def _keep_commands(parts: Sequence[Part], path: Path) -> None:
+    """The plain commands, to be found again once the terminal is closed."""
+    text = "\n".join(f"# {part.name}: {part.says}\n{part.command}\n" for part in parts if part.command)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(text, path)

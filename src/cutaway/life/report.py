@@ -60,11 +60,13 @@ def purpose_table(steps: Sequence[Step], runs: Sequence[Run]) -> Table | None:
 
 
 def fall_table(steps: Sequence[Step], runs: Sequence[Run]) -> Table | None:
-    """What a stage cost: the scores that fell most, of those that it is not there for. None without two scored runs."""
+    """What a stage cost: the shares of right answers that fell most, of those that it is not there for. None without
+    two scored runs."""
     rows = []
     for place, step in enumerate(steps[1:], start=1):
         before, after = runs[place - 1].results, runs[place].results
-        shared = [name for name in after if name in before and name not in step.raises]
+        shares = [name for name, result in after.items() if result.summary["kind"] != "text"]
+        shared = [name for name in shares if name in before and name not in step.raises]
         if not shared:
             continue
         changes = sorted((100 * (after[name].value - before[name].value), name) for name in shared)
@@ -111,5 +113,5 @@ def time_table(journal: Journal) -> Table:
     """Wall-clock of every part, scores included."""
     rows = [[name, clock(seconds)] for name, seconds in journal.seconds.items()]
     rows.append(["all", clock(sum(journal.seconds.values()))])
-    note = "Of a part that was interrupted, only the last stretch."
+    note = "Of a part that was killed, without what it had done before."
     return Table("Time on this machine", ["part", "time"], rows, note)

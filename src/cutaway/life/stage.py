@@ -92,7 +92,8 @@ def train(life: Life, step: Step, share: float = 1.0) -> Path:
 
 
 def by_hand(life: Life, step: Step) -> str:
-    """The command that repeats a step, into another folder: its recipe.toml holds every setting once it has begun."""
+    """The command that repeats a step, into another folder, and the one that merges what it leaves, where the next step
+    begins with that: its recipe.toml holds every setting once it has begun."""
     run = life.files(step)
     recipe = str(life.run_of(step) / "recipe.toml")
     again = f"{run.out}-again"
@@ -109,4 +110,4 @@ def by_hand(life: Life, step: Step) -> str:
         "--out",
         f"{again}-merged",
     ]
-    return f"{command} && {shlex.join(merging)}" if step.merged else command
+    return f"{command}\n{shlex.join(merging)}" if step.merged else command

@@ -48,8 +48,9 @@ def write_data(data: Path, seed: int, size_mb: float) -> dict[str, Any]:
 
 
 def data_command(data: Path, seed: int, size_mb: float) -> str:
-    """The same by hand, but for the two files that are put together of it."""
-    return shlex.join(["cutaway", "playground", "--out", str(data), "--seed", str(seed), "--size-mb", f"{size_mb:g}"])
+    """The same by hand, but for the files that are put together of it (`*_mixed`, `*_held`, `*_own`)."""
+    sizes = ["--seed", str(seed), "--size-mb", f"{size_mb:g}"]
+    return shlex.join(["cutaway", "playground", "--out", f"{data}-again", *sizes])
 
 
 def texts_for_tokenizer(data: Path) -> Iterator[str]:
