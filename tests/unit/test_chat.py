@@ -205,7 +205,9 @@ def test_any_ids_parse(ids: list[int]) -> None:
 def test_malformed_calls_stay_text() -> None:
     call, end = tokenizer().control_ids["<tool_call>"], tokenizer().control_ids["</tool_call>"]
     broken = ["{", "[]", '{"arguments": {}}', '{"name": "f", "arguments": 3}', ""]
-    broken += [f'{{"name": "f", "arguments": {{"x": {value}}}}}' for value in ("1" * 4301, "[" * 1100 + "]" * 1100, "1e999")]
+    broken += [
+        f'{{"name": "f", "arguments": {{"x": {value}}}}}' for value in ("1" * 4301, "[" * 1100 + "]" * 1100, "1e999")
+    ]
     for body in broken:
         ids = [*tokenizer().encode("So "), call, *tokenizer().encode(body), end]
         assert parse_answer(ids, tokenizer()) == {
