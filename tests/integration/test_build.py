@@ -135,6 +135,23 @@ def test_the_plan_comes_first_and_is_asked_about(
     assert not (tmp_path / "life").exists()
 
 
+def test_a_mistake_in_a_late_stage_is_told_before_the_first(
+    town: Town, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["--pretrain", str(town.pretrain_data), "--sft", str(town.sft_data)]
+    recipe = load_recipe(str(tiny_recipe(tmp_path / "tiny.toml")))
+    for stage, wrong, message in (
+        ("grpo", {"scripts": "hans"}, "grpo: scripts means nothing to an RL stage"),
+        ("dpo", {"beta": -1.0}, "dpo: beta is -1.0"),
+        ("lora", {"log_every": 0}, "lora: log_every is 0"),
+    ):
+        bad = dataclasses.replace(recipe, **{stage: dataclasses.replace(getattr(recipe, stage), **wrong)})
+        save_recipe(bad, tmp_path / "bad.toml", RunSettings(), {})
+        assert cli.main([*arguments(tmp_path, *own, "--yes"), "--recipe", str(tmp_path / "bad.toml")]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "life").exists()
+
+
 def test_what_a_build_began_with_is_kept(town: Town, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Scored under another name, or on other tasks, later stages could not be compared with earlier ones."""
     own = ["--pretrain", str(town.pretrain_data), "--sft", str(town.sft_data)]

@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     recipe = load_recipe(flags.recipe)
     _check(flags)
     from cutaway.evals.evaluate import EvalSettings
-    from cutaway.life.build import build_life, build_parts, check_tasks, export_part, report_part
+    from cutaway.life.build import build_life, build_parts, check_stages, check_tasks, export_part, report_part
     from cutaway.life.journal import NAME, filled, open_journal
     from cutaway.life.parts import go
 
@@ -84,6 +84,7 @@ def main(argv: Sequence[str]) -> int:
     asked = EvalSettings(limit=known["limit"], names=dict(sources.called), skip_bad=flags.skip_bad)
     check_tasks(known["tasks"], asked)
     life = build_life(out, recipe, int(known["seed"]), flags.price_per_hour, sources)
+    check_stages(life)
     if not begun and not _agreed(life, flags, sources):
         log.info("nothing was done")
         return 0

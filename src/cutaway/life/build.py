@@ -26,11 +26,14 @@ from cutaway.evals.sets import set_name
 from cutaway.life import report
 from cutaway.life.journal import Journal
 from cutaway.life.parts import Part
-from cutaway.life.stage import Life, by_hand, train
+from cutaway.life.stage import Life, by_hand, recipe_of, train
 from cutaway.life.steps import Stage, Step
 from cutaway.model.weights import write_text
 from cutaway.recipe.recipe import Recipe
+from cutaway.rl.setup import resolve
+from cutaway.stages.dpo import derive_loss
 from cutaway.tokenization.train import train_tokenizer
+from cutaway.training.preparation import check_settings
 
 log = logging.getLogger("cutaway")
 PUBLISHED: dict[Stage, str] = {
@@ -181,6 +184,20 @@ def _get_command(life: Life, sources: Sources) -> str:
     names = _fetched(sources)
     more = ["--source", sources.source] if sources.source != "hf" else []
     return shlex.join(["cutaway", "data", "get", *names, "--out", str(life.data), *more]) if names else ""
+
+
+def check_stages(life: Life) -> None:
+    """A mistake in the settings of a stage should not wait for the hours before it. UserError that names the stage."""
+    for step in life.steps:
+        settings = getattr(recipe_of(life, step), step.stage)
+        try:
+            check_settings(settings)
+            if step.stage == "dpo":
+                derive_loss(settings)
+            if step.stage == "grpo":
+                resolve(settings)
+        except UserError as error:
+            raise UserError(f"{step.stage}: {error}") from None
 
 
 def check_tasks(tasks: Sequence[str], asked: EvalSettings) -> None:
