@@ -8,13 +8,11 @@ process, in turns, on the same micro-batch of 4,096 tokens in rows of 512.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -24,9 +22,10 @@ from cutaway.recipe.files import load_recipe
 from cutaway.stages.rehearsal import DataSize, RandomRows
 from cutaway.training.derive import derive_model
 from cutaway.training.distributed import Ranks
+from cutaway.training.metrics import synchronise
 from cutaway.training.network import Network
 from cutaway.training.precision import keep_freed_memory, pick_device, pick_dtype
-from training_speed import machine
+from training_speed import machine, run_cold
 
 How = Literal["on", "layers"]
 ROWS, ROW_LENGTH = 8, 512
@@ -46,8 +45,11 @@ class Side:
 
     def seconds(self) -> float:
         """Of one pass forward and backward."""
+        device = self.network.ranks.device
+        synchronise(device)
         began = time.perf_counter()
         torch.autograd.backward(self.network.token_losses(self.batch).mean())
+        synchronise(device)
         seconds = time.perf_counter() - began
         self.network.model.zero_grad(set_to_none=True)
         return seconds
@@ -82,11 +84,8 @@ def main() -> None:
 
 def cold(recipe: str, vocab_size: int, how: How) -> float:
     """Seconds of the first pass, in a new process whose compiler has an empty cache."""
-    with tempfile.TemporaryDirectory() as folder:
-        command: list[Any] = [sys.executable, __file__, "--recipes", recipe, "--vocab-size", str(vocab_size)]
-        env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}
-        done = subprocess.run([*command, "--first", how], env=env, stdout=subprocess.PIPE, text=True, check=True)
-    return float(json.loads(done.stdout))
+    command = [sys.executable, __file__, "--recipes", recipe, "--vocab-size", str(vocab_size), "--first", how]
+    return float(json.loads(run_cold(command, stdout=subprocess.PIPE, text=True).stdout))
 
 
 if __name__ == "__main__":

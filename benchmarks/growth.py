@@ -4,21 +4,23 @@
         [--layers 1 2 4 8 16] [--row-lengths 128 256 512 1024 2048 4096] [--recipe nano] [--compile off]
 
 Data: files of so many megabytes, made of the documents of `--data` (again and again, each time with another number in
-front, where they are not enough); each is tokenised and trained on by a process of its own. Tokens a second of
-training and the process's memory should not depend on the size. Depth: seconds of a forward and backward pass against
-the number of layers, and the straight line through them. Row length: the same tokens in rows of other lengths; seconds
-a token against the FLOP count of the two (the full square of attention, as MFU counts it, and its causal half), both
-as a share of their value at 512. Every time is multiplied by the matrix-product rate measured beside it, so that a
-processor that slows down does not bend a curve. Results are kept in `--json`; what is there is not measured again.
+front, where they are not enough); each is tokenised and trained on by a process of its own. Tokens a second of training
+and the process's memory should not depend on the size. Depth: seconds of a forward and backward pass against the number
+of layers, and the straight line through them. Row length: the same tokens in rows of other lengths; seconds a token
+against the FLOP count (the full square of attention, as MFU counts it; its causal half; and where the blocked kernel
+runs, compiled on a processor, what that computes), all as a share of their value at 512. Every time is multiplied by
+the matrix-product rate of the same seconds, so that a processor that slows down or is shared does not bend a curve.
+Results are kept in `--json`, under the machine and the arguments that decide them; what is there is not measured again.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ import torch
 from cutaway.data.cache import build_cache
 from cutaway.data.formats import read_records
 from cutaway.data.loader import Batch, RowSource
+from cutaway.model.attention import QUERY_BLOCK
 from cutaway.model.config import ModelConfig
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise
@@ -37,14 +40,21 @@ from cutaway.stages.rehearsal import DataSize, RandomRows, peak_memory
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.derive import derive_model
 from cutaway.training.distributed import Ranks
-from cutaway.training.horizon import seconds_per_micro_batch
-from cutaway.training.metrics import matmul_rate
+from cutaway.training.metrics import matmul_rate, synchronise
 from cutaway.training.network import Network
 from cutaway.training.precision import keep_freed_memory, pick_device, pick_dtype
-from training_speed import Kept, machine
+from training_speed import Kept, machine, named
 
+TURNS = 9
+"""Of what is measured and of matrix products, one after the other."""
 REFERENCE = 512
 """Row length that the others are compared with."""
+COUNTS = {
+    "flops": ("the FLOP count", "k--"),
+    "causal_flops": ("the causal count", "k:"),
+    "computed_flops": ("what is computed", "C3-."),
+}
+"""What time is compared with: under its name in a result, that in the tables, and the line in the picture."""
 
 
 def main() -> None:
@@ -79,7 +89,8 @@ def main() -> None:
 
 def cell(arguments: argparse.Namespace, kept: Kept, what: str, value: float) -> dict[str, Any]:
     """One measurement, in a process of its own."""
-    name = f"{arguments.recipe} {what} {value:g} {arguments.compile}"
+    deciding = ("data", "tokenizer", "micro_batch_tokens", "compile")
+    name = named(f"{arguments.recipe} {what} {value:g}", arguments, *deciding)
     if kept.missing([name]):
         request = json.dumps({"what": what, "value": value})
         done = subprocess.run([sys.executable, *sys.argv, "--worker", request], stdout=subprocess.PIPE, text=True)
@@ -107,16 +118,28 @@ def measured(arguments: argparse.Namespace, request: dict[str, Any]) -> dict[str
         return trained(arguments, network, tokenizer, value)
     rows = RandomRows(config, DataSize(1, 1), max(1, arguments.micro_batch_tokens // length), length)
     batch = rows.batch.to(network.ranks.device)
-    seconds = seconds_per_micro_batch(lambda one: passes(network, one), batch, network.ranks.device, least=7)
+    passes(network, batch)  # the first one compiles
+    seconds, rate = median_turn(network, lambda: timed(network, lambda: passes(network, batch)))
     model = network.model
-    return {
+    found = {
         "seconds": seconds,
         "tokens": batch.input_ids.numel(),
-        "rate": matmul_rate(network.ranks.device, network.dtype, seconds=1.0),
+        "rate": rate,
         "flops": model.flops_per_token(length),
         "causal_flops": model.causal_flops_per_token(length),
         "peak_bytes": peak_memory(network.ranks.device),
     }
+    if network.compiled and network.ranks.device.type != "cuda":
+        found["computed_flops"] = computed_flops(model, length)
+    return found
+
+
+def computed_flops(model: CausalLM, length: int) -> float:
+    """FLOPs a token where attention is blocked: of its square, each block of queries by the keys up to its end."""
+    pairs = sum((end - start) * end for start, end in itertools.pairwise([*range(0, length, QUERY_BLOCK), length]))
+    full = model.flops_per_token(length)
+    square = 2 * (full - model.causal_flops_per_token(length))
+    return full - square * (1 - pairs / length**2)
 
 
 def prepared(config: ModelConfig, compiled: str) -> Network:
@@ -127,6 +150,22 @@ def prepared(config: ModelConfig, compiled: str) -> Network:
     if compiled == "on":
         network.compile()
     return network
+
+
+def median_turn(network: Network, action: Callable[[], float]) -> tuple[float, float]:
+    """The seconds that an action measures, and the matrix rate just after it, in turns: those of the turn whose product
+    of both is the median."""
+    device, dtype = network.ranks.device, network.dtype
+    turns = [(action(), matmul_rate(device, dtype, seconds=0.3)) for _ in range(TURNS)]
+    return sorted(turns, key=lambda turn: turn[0] * turn[1])[TURNS // 2]
+
+
+def timed(network: Network, action: Callable[[], object]) -> float:
+    synchronise(network.ranks.device)
+    begin = time.perf_counter()
+    action()
+    synchronise(network.ranks.device)
+    return time.perf_counter() - begin
 
 
 def passes(network: Network, batch: Batch) -> None:
@@ -152,12 +191,17 @@ def trained(
         batch = next(source)
         first_s = time.perf_counter() - begin
         passes(network, batch.to(device))
-        useful, begin = 0, time.perf_counter()
-        while time.perf_counter() - begin < arguments.seconds:
-            batch = next(source)
-            passes(network, batch.to(device))
-            useful += batch.useful_tokens()
-        spent = time.perf_counter() - begin
+
+        def seconds_a_token() -> float:
+            useful, begin = 0, time.perf_counter()
+            while time.perf_counter() - begin < arguments.seconds / TURNS:
+                batch = next(source)
+                useful += batch.useful_tokens()
+                passes(network, batch.to(device))
+                synchronise(device)
+            return (time.perf_counter() - begin) / useful
+
+        seconds, rate = median_turn(network, seconds_a_token)
         source.close()
         tokens = float(cache.offsets[-1])
         del cache
@@ -165,8 +209,8 @@ def trained(
         "tokens": tokens,
         "tokenise": tokens / tokenise_s,
         "first_s": first_s,
-        "speed": useful / spent,
-        "rate": matmul_rate(device, network.dtype, seconds=1.0),
+        "speed": 1 / seconds,
+        "rate": rate,
         "tokenising_bytes": held,
         "peak_bytes": peak_memory(device),
     }
@@ -204,9 +248,13 @@ def work(row: dict[str, Any]) -> float:
     return float(row["seconds"] / row["tokens"] * row["rate"])
 
 
+def reference(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return next((row for row in rows if row["value"] == REFERENCE), rows[0])
+
+
 def against_flops(rows: list[dict[str, Any]], key: str) -> list[float]:
     """Measured over counted, both as shares of their value at REFERENCE: 1 where the count explains the time."""
-    base = next((row for row in rows if row["value"] == REFERENCE), rows[0])
+    base = reference(rows)
     return [work(row) / work(base) / (row[key] / base[key]) for row in rows]
 
 
@@ -234,15 +282,18 @@ def tables(rows: dict[str, list[dict[str, Any]]]) -> str:
             )
         lines.append(f"\nlargest distance from a straight line: {off:.1%}")
     if rows["row_length"]:
-        lines += ["", "| row length | tokens/s | over the FLOP count | over the causal count | peak memory |"]
-        lines += ["| ---: | ---: | ---: | ---: | ---: |"]
-        full, causal = (against_flops(rows["row_length"], key) for key in ("flops", "causal_flops"))
-        for row, one, other in zip(rows["row_length"], full, causal, strict=True):
-            speed = row["tokens"] / row["seconds"]
-            memory = row["peak_bytes"] / 1e9
-            lines.append(f"| {row['value']} | {speed:,.0f} | {one - 1:+.1%} | {other - 1:+.1%} | {memory:.2f} GB |")
-        most = [max(abs(share - 1) for share in shares) for shares in (full, causal)]
-        lines.append(f"\nlargest distance from the FLOP count: {most[0]:.1%}, from the causal count: {most[1]:.1%}")
+        counts = [count for count in COUNTS if count in rows["row_length"][0]]
+        columns = [against_flops(rows["row_length"], count) for count in counts]
+        lines += ["", "| row length | tokens/s | " + "".join(f"over {COUNTS[count][0]} | " for count in counts)]
+        lines[-1] += "peak memory |"
+        lines += ["| ---: | ---: |" + " ---: |" * len(counts) + " ---: |"]
+        for row, *shares in zip(rows["row_length"], *columns, strict=True):
+            over = " | ".join(f"{share - 1:+.1%}" for share in shares)
+            speed, memory = row["tokens"] / row["seconds"], row["peak_bytes"] / 1e9
+            lines.append(f"| {row['value']} | {speed:,.0f} | {over} | {memory:.2f} GB |")
+        most = [max(abs(share - 1) for share in shares) for shares in columns]
+        said = [f"from {COUNTS[count][0]}: {share:.1%}" for count, share in zip(counts, most, strict=True)]
+        lines.append("\nlargest distance " + ", ".join(said))
     return "\n".join(lines)
 
 
@@ -267,10 +318,12 @@ def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     depth.set_ylabel("seconds, forward and backward")
     if rows["row_length"]:
         lengths = [row["value"] for row in rows["row_length"]]
-        base = next((row for row in rows["row_length"] if row["value"] == REFERENCE), rows["row_length"][0])
+        base = reference(rows["row_length"])
         length.plot(lengths, [work(row) / work(base) for row in rows["row_length"]], "o", label="measured")
-        for key, style, name in (("flops", "k--", "FLOPs"), ("causal_flops", "k:", "FLOPs, causal half")):
-            length.plot(lengths, [row[key] / base[key] for row in rows["row_length"]], style, linewidth=1, label=name)
+        for count, (name, style) in COUNTS.items():
+            if count in base:
+                shares = [row[count] / base[count] for row in rows["row_length"]]
+                length.plot(lengths, shares, style, linewidth=1, label=name)
         length.set_xscale("log", base=2)
         length.legend(fontsize=8)
     length.set_xlabel("row length")

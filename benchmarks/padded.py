@@ -9,6 +9,9 @@ import torch
 from cutaway.data.cache import TokenCache
 from cutaway.data.loader import Batch
 
+WIDTH = 64
+"""Widths of grouped batches are multiples of it, so that a compiled peer meets few shapes."""
+
 
 class PaddedRows:
     """Endless micro-batches; with `group`, documents of like length share a micro-batch and pad to its longest.
@@ -72,8 +75,7 @@ class PaddedRows:
 
     def _assembled(self, chunk: "np.ndarray[Any, Any]") -> Batch:
         cut = np.minimum(self.cache.lengths[chunk] - 1, self.length)
-        # Multiples of 64, so that a compiled peer meets few shapes.
-        width = min(self.length, -(-int(cut.max()) // 64) * 64) if self.group else self.length
+        width = min(self.length, -(-int(cut.max()) // WIDTH) * WIDTH) if self.group else self.length
         shape = (self.rows, width)
         input_ids, targets = torch.zeros(shape, dtype=torch.int64), torch.full(shape, -100)
         documents = torch.full(shape, -1, dtype=torch.int32)

@@ -7,21 +7,21 @@ The baseline is the recipe's model under what MiniMind's scripts do: a document 
 to it, fp32, not compiled, AdamW with weight decay on everything, cosine to a tenth, weights normal with 0.02; at the
 best of `--lrs`, each tried for the full time. Every rung of the ladder adds one change and keeps it; the branches are
 tried alone on top of the last rung. All of them run through the product's own loop and its derivation of steps from
-minutes. The last, `planned`, is the whole ladder with 40 % of the baseline's minutes.
+minutes. The last, `planned`, is the whole ladder with 40 % of the baseline's minutes, and compiles what these repay, as
+a user's run does.
 
 The clock begins when the data are read and stops while held-out text is looked at: it holds the measurement of speed,
-the compilation and the training. Held-out documents are the same for all, in rows of 512. A rung's factor is the time
-that the rung before took to its own end over the time that this one takes to that score (read off the curve while its
-learning rate is still high, so a lower bound); below 1 where it is worse. Each run is kept in OUT and not repeated, so
-a stopped benchmark goes on when it is started again. Delete a run's folder to have it again.
+the compilation and the training. The compiler's cache is empty at the start of each run: every rung pays for its own
+compilation, as a user's first run does. Held-out documents are the same for all, in rows of 512. A rung's factor is the
+time that the rung before took to its own end over the time that this one takes to that score (read off the curve while
+its learning rate is still high, so a lower bound); below 1 where it is worse. Each run is kept in OUT/runs.json, under
+the machine and the arguments that decide it, and not repeated, so a stopped benchmark goes on when it is started again.
 """
 
 import argparse
 import dataclasses
 import itertools
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -53,11 +53,14 @@ from cutaway.training.network import Network
 from cutaway.training.precision import keep_freed_memory, pick_device, pick_dtype
 from cutaway.training.preparation import Plan, optimizers_of, prepare
 from padded import PaddedRows
+from training_speed import Kept, machine, named, run_cold
 
 HOLDOUT = 32768
 EVALUATION_ROW, EVALUATIONS = 512, 12
 SHARE = 0.4
 """Of the baseline's minutes, for the run that is planned to be as good."""
+DECIDING = ("steps", "recipe", "row_length", "batch_tokens", "skip", "scripts", "data", "tokenizer")
+"""Arguments that are the same for all runs of one call."""
 BASELINE = PretrainSettings(
     row_length=512,
     batch_tokens=8192,
@@ -150,8 +153,7 @@ def main() -> None:
     if arguments.one:
         train(arguments, **json.loads(arguments.one))
         return
-    torch_threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"{platform.processor() or platform.machine()}, {torch_threads}, {arguments.minutes:g} minutes a run")
+    print(f"{machine()}, torch {torch.__version__}, {arguments.minutes:g} minutes a run")
     results = climb(arguments)
     text = table(results)
     print("\n" + text)
@@ -173,7 +175,7 @@ def variants(baseline: Variant, vocabularies: Sequence[int], skip: Sequence[str]
         found[name] = change(rung)
     for size in vocabularies:
         found[f"vocabulary of {size}"] = replace(rung, vocab_size=size)
-    return found | {"planned": rung}
+    return found | {"planned": setting(compile="auto")(rung)}
 
 
 def chosen(arguments: argparse.Namespace, lr: float) -> dict[str, Variant]:
@@ -185,7 +187,8 @@ def chosen(arguments: argparse.Namespace, lr: float) -> dict[str, Variant]:
 
 def climb(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Every run, oldest change first: name to results of its seeds."""
-    tried = {lr: run(arguments, f"baseline lr {lr:g}", arguments.seeds[0], baseline=lr) for lr in arguments.lrs}
+    kept = Kept(Path(arguments.out, "runs.json"))
+    tried = {lr: run(arguments, kept, "baseline", arguments.seeds[0], lr, arguments.minutes) for lr in arguments.lrs}
     best = min(tried, key=lambda lr: tried[lr]["curve"][-1]["bpb"])
     if len(tried) > 1 and best in (arguments.lrs[0], arguments.lrs[-1]):
         print(f"the best learning rate, {best:g}, is at the edge of those tried")
@@ -197,40 +200,25 @@ def climb(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         if name == "planned":
             # Its baseline must have the same seeds.
             missing = [seed for seed in seeds if seed not in arguments.seeds]
-            results["baseline"] += [run(arguments, "baseline", seed, lr=best) for seed in missing]
+            results["baseline"] += [run(arguments, kept, "baseline", seed, best, arguments.minutes) for seed in missing]
         if wanted and seeds:
-            results[name] = [run(arguments, name, seed, lr=best, minutes=minutes) for seed in seeds]
+            results[name] = [run(arguments, kept, name, seed, best, minutes) for seed in seeds]
     return results
 
 
-def run(
-    arguments: argparse.Namespace,
-    name: str,
-    seed: int,
-    *,
-    lr: float = 0.0,
-    baseline: float = 0.0,
-    minutes: float | None = None,
-) -> dict[str, Any]:
+def run(arguments: argparse.Namespace, kept: Kept, name: str, seed: int, lr: float, minutes: float) -> dict[str, Any]:
     """One run in a process of its own, or what an earlier one left."""
-    if name == "baseline" and seed == arguments.seeds[0]:
-        name, baseline = f"baseline lr {lr:g}", lr
-    folder = Path(arguments.out, f"{name.replace(' ', '-')}-{seed}")
-    result = folder / "result.json"
-    if not result.is_file():
+    said = f"{name}, seed {seed}, lr {lr:g}, {minutes:g} minutes"
+    place = named(said, arguments, *DECIDING)
+    if kept.missing([place]):
+        folder = Path(arguments.out, said.replace(",", "").replace(" ", "-"))
         shutil.rmtree(folder, ignore_errors=True)
-        request = {
-            "name": "baseline" if baseline else name,
-            "seed": seed,
-            "lr": baseline or lr,
-            "minutes": minutes or arguments.minutes,
-            "folder": str(folder),
-        }
-        command = [sys.executable, *sys.argv, "--one", json.dumps(request)]
-        subprocess.run(command, check=True, env=os.environ | {"MPLBACKEND": "Agg"})
-    found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        request = {"name": name, "seed": seed, "lr": lr, "minutes": minutes, "folder": str(folder)}
+        run_cold([sys.executable, *sys.argv, "--one", json.dumps(request)])
+        kept.add(place, json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    found: dict[str, Any] = kept.found[place]
     last = found["curve"][-1]
-    print(f"{name} (seed {seed}): {last['bpb']:.4f} after {last['clock']:.0f} s, {last['tokens']:,} tokens", flush=True)
+    print(f"{said}: {last['bpb']:.4f} after {last['clock']:.0f} s, {last['tokens']:,} tokens", flush=True)
     return found
 
 

@@ -19,21 +19,21 @@ optimizer. All sides have AdamW, the same micro-batch and the same batch:
     litgpt                LitGPT's model, bf16, compiled, packed (where it can be imported)
     minimind, nanochat    the model of a checkout, as its own scripts feed it: padded in fp32; packed, bf16, compiled
 
-Results are kept in `--json` and not measured again, so a stopped run goes on; every table is printed from there.
+Results are kept in `--json`, under the machine and the arguments that decide them, and not measured again, so a stopped
+run goes on; every table is printed from there.
 """
 
 import argparse
 import itertools
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,10 @@ from cutaway.training.metrics import matmul_rate, synchronise
 from cutaway.training.network import Network
 from cutaway.training.optim import make_optimizers
 from cutaway.training.precision import autocast, keep_freed_memory, pick_device, pick_dtype
-from padded import PaddedRows
+from padded import WIDTH, PaddedRows
+from record_curve import machine as processor
 
+CHECKOUTS = ("minimind", "nanochat")
 SIDES = ("cutaway", "hf fp32 padded", "hf bf16 padded", "hf bf16 grouped", "hf bf16 packed")
 Loss = Callable[[Batch], Tensor]
 
@@ -97,7 +99,19 @@ def main() -> None:
 def machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{processor()}, {torch.get_num_threads()} threads"
+
+
+def named(what: str, arguments: argparse.Namespace, *deciding: str) -> str:
+    """A name for a result: what it is of, the arguments that decide it, and the machine."""
+    return "; ".join([what, *(f"{name} {getattr(arguments, name)}" for name in deciding), machine()])
+
+
+def run_cold(command: list[str], **how: Any) -> "subprocess.CompletedProcess[Any]":
+    """A process whose compiler has an empty cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}
+        return subprocess.run(command, check=True, env=env, **how)
 
 
 class Kept:
@@ -122,7 +136,11 @@ def peers(arguments: argparse.Namespace, kept: Kept) -> None:
     for recipe, kind in itertools.product(arguments.recipes, ("pretrain", "sft")):
         if getattr(arguments, kind) is None:
             continue
-        names = {side: f"{recipe} {kind} {arguments.row_length} {side}" for side in sides}
+        deciding = (kind, "tokenizer", "row_length", "micro_batch_tokens", "batch_tokens")
+        names = {
+            side: named(f"{recipe} {side}", arguments, *deciding, *(name for name in CHECKOUTS if name == side))
+            for side in sides
+        }
         # Those that are missing are measured together with the first side, so that every ratio is of one run.
         if kept.missing(list(names.values())):
             for side, result in side_by_side(arguments, recipe, kind, sides).items():
@@ -148,7 +166,7 @@ def available(arguments: argparse.Namespace) -> list[str]:
         found = ["litgpt"]
     except ImportError:
         found = []
-    return found + [name for name in ("minimind", "nanochat") if getattr(arguments, name)]
+    return found + [name for name in CHECKOUTS if getattr(arguments, name)]
 
 
 def side_by_side(arguments: argparse.Namespace, recipe: str, kind: str, sides: list[str]) -> dict[str, dict[str, Any]]:
@@ -229,6 +247,8 @@ class Side:
     model: nn.Module
     flops: float
     """Of a token, forward and backward."""
+    first: Sequence[Batch] = ()
+    """Where batches differ in width, one of each width, to be compiled before the first stretch."""
 
 
 def serve(arguments: argparse.Namespace, request: dict[str, Any]) -> None:
@@ -240,9 +260,8 @@ def serve(arguments: argparse.Namespace, request: dict[str, Any]) -> None:
     side = build(arguments, request, device)
     optimizers = optimizers_of(side.model, request["side"])
     accumulate = max(1, arguments.batch_tokens // arguments.micro_batch_tokens)
-    # Grouped batches have several widths; each is compiled when it is first seen.
-    for _ in range(12 if "grouped" in request["side"] else 2):
-        side.loss(next(side.batches).to(device)).backward()
+    for batch in itertools.chain(side.first, itertools.islice(side.batches, 2)):
+        side.loss(batch.to(device)).backward()
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -311,20 +330,19 @@ def build(arguments: argparse.Namespace, request: dict[str, Any], device: torch.
         from against_transformers import peer_model
 
         peer = peer_model(config, 0).to(device)
-        if "packed" in side:
-            return Side(loss_of(lambda ids, _: peer(input_ids=ids).logits, precise, device), packed, peer, flops)
-        return Side(
-            loss_of(lambda ids, mask: peer(input_ids=ids, attention_mask=mask).logits, precise, device),
-            padded,
-            peer,
-            flops,
-        )
+        widths = range(WIDTH, length + WIDTH, WIDTH) if "grouped" in side else ()
+        # Past the limit, by itself eight shapes, the rest would not be compiled.
+        torch._dynamo.config.recompile_limit = max(16, len(widths))
+        zeros = [torch.zeros(rows, min(length, width), dtype=torch.int64) for width in widths]
+        first = [Batch(zero, zero, zero, zero) for zero in zeros]
+        loss = loss_of(causal_logits(peer), precise, device)
+        return Side(loss, packed if "packed" in side else padded, peer, flops, first)
     if side == "litgpt":
         theirs = litgpt_model(config, length).to(device)
-        return Side(loss_of(lambda ids, _: theirs(ids), precise, device), packed, theirs, flops)
+        return Side(loss_of(theirs, precise, device), packed, theirs, flops)
     if side == "minimind":
         theirs = minimind_model(arguments.minimind, config).to(device)
-        return Side(loss_of(lambda ids, _: theirs(ids).logits, precise, device), padded, theirs, flops)
+        return Side(loss_of(lambda ids: theirs(ids).logits, precise, device), padded, theirs, flops)
     if side == "nanochat":
         theirs = nanochat_model(arguments.nanochat, config, length).to(device)
         compiled = torch.compile(theirs, dynamic=False)
@@ -343,17 +361,31 @@ def shape_of(recipe: str, tokenizer: Tokenizer, length: int) -> ModelConfig:
     return derive_model(load_recipe(recipe).model, tokenizer.vocab_size, length, ids)[0]
 
 
-def loss_of(logits: Callable[[Tensor, Tensor], Tensor], precise: bool, device: torch.device) -> Loss:
-    """Cross-entropy of a peer's logits of (ids, mask of what is no padding); compiled and in bf16 unless `precise`."""
+def causal_logits(peer: Any) -> Callable[[Tensor], Tensor]:
+    """Of a `transformers` model without a mask: padding is on the right, where no trained token looks.
 
-    def mean(ids: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits(ids, mask).flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+    Compiled, it would make a dense one of its own, in which packed documents could be told apart, and repeat keys and
+    values for it. For an attention that it does not know it makes none, so its own is given another name.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    called = mean if precise else torch.compile(mean)
+    AttentionInterface.register("causal", sdpa_attention_forward)
+    peer.set_attn_implementation("causal")
+    return lambda ids: peer(input_ids=ids, use_cache=False).logits
+
+
+def loss_of(logits: Callable[[Tensor], Tensor], precise: bool, device: torch.device) -> Loss:
+    """Cross-entropy of a peer's logits; compiled, each shape for itself, and in bf16 unless `precise`."""
+
+    def mean(ids: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits(ids).flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+
+    called = mean if precise else torch.compile(mean, dynamic=False)
 
     def loss(batch: Batch) -> Tensor:
         with autocast(device, torch.float32 if precise else pick_dtype("auto", device)):
-            found: Tensor = called(batch.input_ids, (batch.documents >= 0).long(), batch.targets)
+            found: Tensor = called(batch.input_ids, batch.targets)
         return found
 
     return loss
@@ -417,7 +449,7 @@ def sweep(arguments: argparse.Namespace, kept: Kept) -> None:
         cells = [(length, arguments.micro_batch_tokens) for length in arguments.row_lengths]
         cells += [(arguments.row_length, size) for size in arguments.micro_batches]
         for length, size in dict.fromkeys(cells):
-            name = f"sweep {recipe} {length} {size}"
+            name = named(f"sweep {recipe} {length} {size}", arguments, "pretrain", "tokenizer", "batch_tokens")
             if kept.missing([name]):
                 request = {"recipe": recipe, "kind": "pretrain", "side": "cutaway"}
                 request |= {"row_length": length, "micro_batch_tokens": size}
@@ -437,9 +469,11 @@ def parts(arguments: argparse.Namespace, kept: Kept) -> None:
     """Tokenising, packing, the optimizers and a checkpoint, each alone; generation has `generation.py`."""
     tokenizer, device = Tokenizer.load(arguments.tokenizer), pick_device()
     keep_freed_memory()
-    if kept.missing(["data"]):
-        kept.add("data", data_speed(arguments, tokenizer))
-    row = kept.found["data"]
+    deciding = ("tokenizer", "row_length", "micro_batch_tokens")
+    name = named("data", arguments, "pretrain", *deciding)
+    if kept.missing([name]):
+        kept.add(name, data_speed(arguments, tokenizer))
+    row = kept.found[name]
     print(
         f"\ndata: tokenised {row['tokenise']:,.0f} tokens/s with {row['workers']} processes; packed and assembled ",
         end="",
@@ -448,7 +482,7 @@ def parts(arguments: argparse.Namespace, kept: Kept) -> None:
     print("\n| recipe | AdamW | Muon | share of a step: AdamW | Muon | checkpoint, MB | saved in | restored in |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for recipe in arguments.recipes:
-        name = f"parts {recipe} {arguments.batch_tokens}"
+        name = named(f"parts {recipe}", arguments, *deciding, "batch_tokens")
         if kept.missing([name]):
             kept.add(name, part_times(arguments, shape_of(recipe, tokenizer, arguments.row_length), device))
         row = kept.found[name]

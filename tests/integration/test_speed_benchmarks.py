@@ -1,8 +1,10 @@
 """The arithmetic of the speed benchmarks: what a padded loader feeds, when a curve reaches a score, the batch ramp."""
 
 import importlib
+import runpy
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,22 +13,41 @@ import numpy as np
 import pytest
 import torch
 
+from cutaway.data.loader import Batch
 from cutaway.recipe.base import TrainSettings
 from cutaway.training.preparation import Plan
+from model_helpers import random_model, tiny_config
 from training_helpers import conversations
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+ORACLES = ("against_transformers", "against_trl_grpo")
+"""Scripts that import their peers at the top."""
+SCRIPTS = sorted(path.stem for path in Path(BENCHMARKS).glob("*.py"))
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[Any]:
     """Loads a script of `benchmarks/` as a module."""
-    sys.path.insert(0, BENCHMARKS)
-    names = ("padded", "speed_ladder", "training_speed", "growth", "gpu_run")
-    yield importlib.import_module
-    sys.path.remove(BENCHMARKS)
-    for name in names:
+    known = set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield importlib.import_module
+    for name in set(SCRIPTS) - known:
         sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ORACLES else name for name in SCRIPTS]
+)
+def test_every_script_finds_what_it_imports(benchmark: Any, name: str) -> None:
+    """A script run but for its `main`."""
+    try:
+        runpy.run_path(str(Path(BENCHMARKS, f"{name}.py")), run_name="imported")
+    except ModuleNotFoundError as error:
+        module = (error.name or "").split(".")[0]
+        if module == "cutaway" or module in SCRIPTS:
+            raise
+        pytest.skip(f"{module} is not installed")
 
 
 def test_a_padded_row_is_one_document_cut_and_filled(benchmark: Any) -> None:
@@ -117,7 +138,8 @@ def test_the_ladder_keeps_its_changes_and_branches_leave_the_last_rung(benchmark
     assert found["compiled"].settings.precision == "auto"
     assert found["muon"].settings.adam_lr is None
     last = found[list(ladder.RUNGS)[-1]]
-    assert found["planned"] == last
+    # As a user's run, it compiles what its minutes repay.
+    assert found["planned"].settings == replace(last.settings, compile="auto")
     assert found["z-loss 1e-4"].settings.z_loss == 1e-4
     assert found["vocabulary of 4096"].vocab_size == 4096
     assert found["short first"].settings == last.settings
@@ -133,6 +155,62 @@ def test_growth_compares_with_a_line_and_with_the_flops(benchmark: Any) -> None:
         {"value": 1024, "seconds": 2.4, "tokens": 10, "rate": 1e9, "flops": 200},
     ]
     assert growth.against_flops(rows, "flops") == [1, pytest.approx(1.2)]
+
+
+@pytest.mark.parametrize("length", [64, 128, 300, 1024])
+def test_what_blocked_attention_computes_is_between_the_square_and_its_half(benchmark: Any, length: int) -> None:
+    growth = benchmark("growth")
+    model = random_model(tiny_config())
+    full, causal = model.flops_per_token(length), model.causal_flops_per_token(length)
+    # Every query meets the keys up to the end of its block of 128.
+    met = sum(min((query // 128 + 1) * 128, length) for query in range(length))
+    assert growth.computed_flops(model, length) == pytest.approx(full - 2 * (full - causal) * (1 - met / length**2))
+    assert causal < growth.computed_flops(model, length) <= full
+
+
+def test_growth_compares_with_what_is_computed_where_that_is_known(benchmark: Any, tmp_path: Path) -> None:
+    growth = benchmark("growth")
+    row = {"value": 512, "seconds": 1.0, "tokens": 10, "rate": 1e9, "flops": 100, "causal_flops": 90, "peak_bytes": 1}
+    plain = {"size": [], "layers": [], "row_length": [row, row | {"value": 1024, "flops": 125}]}
+    blocked = plain | {"row_length": [one | {"computed_flops": one["flops"] * 0.8} for one in plain["row_length"]]}
+    assert "computed" not in growth.tables(plain)
+    assert "| 1024 | 10 | -20.0% | +0.0% | -20.0% | 0.00 GB |" in growth.tables(blocked)
+    assert "from what is computed: 20.0%" in growth.tables(blocked)
+    growth.draw(blocked, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").is_file()
+
+
+def test_a_result_is_kept_under_what_decides_it(benchmark: Any) -> None:
+    speed = benchmark("training_speed")
+    names = {
+        speed.named("nano", SimpleNamespace(batch_tokens=batch, rounds=rounds), "batch_tokens")
+        for batch, rounds in ((1, 3), (1, 4), (2, 3))
+    }
+    assert len(names) == 2
+    assert all(speed.machine() in name for name in names)
+
+
+@pytest.mark.slow
+def test_a_padded_peer_needs_no_mask(benchmark: Any) -> None:
+    pytest.importorskip("transformers")
+    theirs, speed = benchmark("against_transformers"), benchmark("training_speed")
+    peer = theirs.peer_model(tiny_config(), 0)
+    ids, documents = torch.randint(tiny_config().vocab_size, (3, 20)), torch.zeros(3, 20, dtype=torch.int32)
+    targets = ids.roll(-1, 1)
+    for row, length in enumerate((20, 13, 5)):
+        ids[row, length:], targets[row, length:], documents[row, length:] = 0, -100, -1
+    batch = Batch(ids, targets, torch.arange(20).expand(3, 20), documents)
+    masked = theirs.peer_step(peer)(batch)
+    torch.testing.assert_close(speed.loss_of(speed.causal_logits(peer), True, ids.device)(batch), masked)
+    calls = []
+
+    def seen(graph: torch.fx.GraphModule, _: Any) -> Any:
+        calls.extend(node.kwargs for node in graph.graph.nodes if "scaled_dot_product" in str(node.target))
+        return graph.forward
+
+    torch.compile(speed.causal_logits(peer), backend=seen, dynamic=False)(ids)
+    assert len(calls) == tiny_config().num_hidden_layers
+    assert all(call["attn_mask"] is None and call["is_causal"] for call in calls)
 
 
 def test_documents_of_a_mixed_batch_do_not_predict_one_another(benchmark: Any) -> None:
