@@ -306,16 +306,18 @@ def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     FigureCanvasAgg(figure)
     size, depth, length = (figure.add_subplot(1, 3, place) for place in (1, 2, 3))
     if rows["size"]:
-        size.semilogx([row["value"] for row in rows["size"]], [row["speed"] for row in rows["size"]], "o-")
+        speeds = [row["speed"] * rows["size"][0]["rate"] / row["rate"] for row in rows["size"]]
+        size.semilogx([row["value"] for row in rows["size"]], speeds, "o-")
     size.set_xlabel("megabytes of text")
-    size.set_ylabel("tokens/s")
+    size.set_ylabel("tokens/s, at one matrix rate")
     if len(rows["layers"]) > 1:
         depths = [float(row["value"]) for row in rows["layers"]]
-        slope, intercept, _ = line_through(depths, [row["seconds"] for row in rows["layers"]])
-        depth.plot(depths, [row["seconds"] for row in rows["layers"]], "o")
+        seconds = [row["seconds"] * row["rate"] / rows["layers"][0]["rate"] for row in rows["layers"]]
+        slope, intercept, _ = line_through(depths, seconds)
+        depth.plot(depths, seconds, "o")
         depth.plot([0, max(depths)], [intercept, slope * max(depths) + intercept], "k--", linewidth=1)
     depth.set_xlabel("layers")
-    depth.set_ylabel("seconds, forward and backward")
+    depth.set_ylabel("seconds forward and backward, at one matrix rate")
     if rows["row_length"]:
         lengths = [row["value"] for row in rows["row_length"]]
         base = reference(rows["row_length"])
@@ -329,7 +331,7 @@ def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     length.set_xlabel("row length")
     length.set_ylabel(f"time a token, as a share of that at {REFERENCE}")
     for axes in (size, depth, length):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
