@@ -303,7 +303,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(
 
 
 def test_nothing_in_the_package_unpickles_or_evaluates() -> None:
-    """But for the process that exists to run a model's code, and gives up its rights first."""
+    """But for one place: the process that exists to run a model's code, once it has given up its rights."""
     forbidden_modules = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
     forbidden_calls = {"eval", "exec", "torch.load", "torch.save", "pickle.load", "np.load", "numpy.load"}
     found = []
@@ -317,6 +317,5 @@ def test_nothing_in_the_package_unpickles_or_evaluates() -> None:
             bad = forbidden_modules.intersection(names)
             if isinstance(node, ast.Call) and ast.unparse(node.func) in forbidden_calls:
                 bad = bad | {ast.unparse(node.func)}
-            bad = bad - ({"exec"} if path.name == "sandbox_child.py" else set())
-            found += [f"{path.name}:{node.lineno}: {name}" for name in bad]  # type: ignore[attr-defined]
-    assert found == []
+            found += [f"{path.name}: {name}" for name in bad]
+    assert found == ["sandbox_child.py: exec"]

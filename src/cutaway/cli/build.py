@@ -78,17 +78,19 @@ def main(argv: Sequence[str]) -> int:
     from cutaway.life.parts import go
 
     out = Path(flags.out)
-    begun, given = (out / NAME).is_file(), _given(flags)
-    known = open_journal(out, given, DEFAULTS).settings if begun else filled(given, DEFAULTS)
+    given = _given(flags)
+    journal = open_journal(out, given, DEFAULTS) if (out / NAME).is_file() else None
+    known = filled(given, DEFAULTS) if journal is None else journal.settings
     sources = _sources(flags, known)
     asked = EvalSettings(limit=known["limit"], names=dict(sources.called), skip_bad=flags.skip_bad)
     check_tasks(known["tasks"], asked)
     life = build_life(out, recipe, int(known["seed"]), flags.price_per_hour, sources)
     check_stages(life)
-    if not begun and not _agreed(life, flags, sources):
-        log.info("nothing was done")
-        return 0
-    journal = open_journal(out, given, DEFAULTS)
+    if journal is None:
+        if not _agreed(life, flags, sources):
+            log.info("nothing was done")
+            return 0
+        journal = open_journal(out, given, DEFAULTS)
     parts = [*build_parts(life, sources, known["tasks"], asked), report_part(life, journal)]
     if importlib.util.find_spec("gguf") is not None:
         parts.append(export_part(life))
