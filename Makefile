@@ -16,7 +16,7 @@ LLAMA_CPP := node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
 help:
 	@echo "make install     environment in $(VENV) with everything for development"
 	@echo "make quickstart  train a small model on this machine and talk to it (OUT=DIR MINUTES=N)"
-	@echo "make test        every test but the slow ones;  test-fast: unit tests only;  test-slow: the oracles"
+	@echo "make test        every test but the slow ones;  test-fast: the short unit tests;  test-slow: the oracles"
 	@echo "make lint        ruff, mypy, import order of the rooms"
 	@echo "make docs        the manual, in site/"
 	@echo "make bench       the benchmarks in benchmarks/ (DATA=DIR)"
@@ -79,7 +79,7 @@ test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests
 
 test-fast: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/unit
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not long" tests/unit
 
 # Without the oracles (no network, say) the tests that need them are skipped, each with its reason.
 test-slow: $(VENV)/dev.stamp

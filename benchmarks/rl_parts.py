@@ -68,7 +68,7 @@ def world_toolboxes(data: Path) -> ToolboxOf:
 
 def answers(run: Path, items: Sequence[Record], toolbox_of: ToolboxOf, max_new_tokens: int = 128) -> list[Answered]:
     """Greedy answers to all items, in their order."""
-    engine = Engine(load_model(run, pick_device()).eval(), Tokenizer.load(run), slots=64, max_length=1024)
+    engine = Engine(load_model(run, pick_device()).eval(), Tokenizer.load(run), slots=64, max_length=1024, frozen=True)
     return answer_records(engine, items, toolbox_of, max_new_tokens)
 
 

@@ -73,7 +73,7 @@ def test_a_list_means_all_of_it_with_numbers_compared_as_numbers(gt: Any, text: 
 def test_tasks_of_a_file(tmp_path: Path) -> None:
     records = [
         rl("1 + 1?", gt="2", grade=3),
-        rl("Say yes.", verifier={"name": "exact", "args": {"expected": "yes"}}),
+        rl("Say yes.", verifier={"name": "exact", "args": {"expected": "yes"}}, grade=0),
         {
             "conversations": [*rl("Hi, {{name}}.")["conversations"], {"role": "assistant", "content": "x"}],
             "gt": "{{name}}",
@@ -81,7 +81,8 @@ def test_tasks_of_a_file(tmp_path: Path) -> None:
     ]
     tasks = read_tasks(write_jsonl(tmp_path / "t.jsonl", records), names={"name": "Ada"})
     assert [task.verifier["name"] for task in tasks] == ["numeric", "exact", "contains"]
-    assert tasks[0].subject == "3" and tasks[2].messages == [{"role": "user", "content": "Hi, Ada."}]
+    assert [task.subject for task in tasks] == ["3", "0", ""]
+    assert tasks[2].messages == [{"role": "user", "content": "Hi, Ada."}]
     assert tasks[2].verifier["args"] == {"expected": "Ada"}
 
 

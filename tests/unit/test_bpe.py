@@ -1,5 +1,6 @@
 import unicodedata
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -57,6 +58,7 @@ def test_words_are_those_of_the_library(text: str) -> None:
     assert [len(word.encode()) for word in words] == [len(word) for word, _ in reference]
 
 
+@pytest.mark.long
 @given(texts=st.lists(TEXT, min_size=1, max_size=6), more=TEXT, size=st.integers(256, 330))
 @settings(max_examples=150, deadline=None)
 def test_vocabulary_and_ids_are_those_of_the_library(texts: list[str], more: str, size: int) -> None:

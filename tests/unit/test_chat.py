@@ -149,6 +149,7 @@ def test_ids_text_and_jinja_agree(
     assert jinja(normalise(conversation), add_generation_prompt=prompt, **given_tools, **options) == text
 
 
+@pytest.mark.long
 @given(conversation=CONVERSATION, thinking=THINKING)
 @settings(max_examples=200, deadline=None)
 def test_parsing_gives_the_conversation_back(conversation: list[dict[str, Any]], thinking: bool | None) -> None:
@@ -157,6 +158,7 @@ def test_parsing_gives_the_conversation_back(conversation: list[dict[str, Any]],
     assert parse(render(conversation, tokenizer(), thinking=thinking).ids, tokenizer()) == turns
 
 
+@pytest.mark.long
 @given(conversation=CONVERSATION, thinking=THINKING)
 @settings(max_examples=150, deadline=None)
 def test_rendering_only_appends(conversation: list[dict[str, Any]], thinking: bool | None) -> None:

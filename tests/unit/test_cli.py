@@ -196,6 +196,7 @@ def test_data_check_and_stats(files: Path, capsys: pytest.CaptureFixture[str]) -
     assert (table["records"], table["duplicates"]) == (3, 2)
 
 
+@pytest.mark.long
 def test_plot_draws_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -209,6 +210,7 @@ def test_plot_draws_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_doctor_measures(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--seconds", "0.02"]) == 0
     out = capsys.readouterr().out

@@ -50,6 +50,7 @@ def answers(constraint: Any, seeds: int = 12, **settings: Any) -> list[Completio
     return done[::2]
 
 
+@pytest.mark.long
 def test_every_answer_fits_the_schema() -> None:
     found = set()
     for done in answers(json_schema(SCHEMA, tiny_tokenizer())):
@@ -80,6 +81,7 @@ def test_thinking_is_free_and_then_the_form_holds() -> None:
     assert allowed is not None and {int(i) for i in allowed.nonzero()} == {tokenizer.im_end_id, tokenizer.eos_id}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("parallel", [False, True])
 def test_required_tool_calls_parse_back(parallel: bool) -> None:
     counts, names = set(), set()

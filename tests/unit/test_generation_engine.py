@@ -62,6 +62,7 @@ def test_greedy_is_the_argmax_of_the_full_forward() -> None:
     torch.testing.assert_close(torch.tensor(done.logprobs), logprobs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.long
 @settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(st.permutations(range(9)), st.integers(1, 5), st.lists(st.integers(0, 3), min_size=9, max_size=9))
 def test_a_request_gets_the_same_whatever_else_is_in_the_batch(order: list[int], slots: int, gaps: list[int]) -> None:
@@ -211,6 +212,7 @@ def test_a_group_of_samples_shares_what_a_request_that_has_left_began_with() -> 
         assert done[number].logprobs == pytest.approx(expected.logprobs, abs=1e-5)
 
 
+@pytest.mark.long
 @settings(max_examples=10, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     st.lists(

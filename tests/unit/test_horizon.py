@@ -84,6 +84,7 @@ def test_one_layer_is_compiled_for_all_where_a_run_is_short(monkeypatch: pytest.
     assert not network(qk_norm=True, num_experts=2, moe_intermediate_size=16).layers_alike
 
 
+@pytest.mark.long
 def test_the_model_itself_stays_uncompiled() -> None:
     net = network()
     layers = list(net.model.model.layers)
@@ -199,6 +200,7 @@ def test_one_rank_sends_nothing() -> None:
     assert seconds_per_exchange(10, ALONE) == 0.0
 
 
+@pytest.mark.long
 def test_no_time_left_is_one_step(caplog: pytest.LogCaptureFixture) -> None:
     assert plan(minutes=1e-6).steps == 1
     assert "one step is made" in caplog.text

@@ -181,6 +181,7 @@ def test_errors_in_the_thread_reach_the_caller() -> None:
     source.close()
 
 
+@pytest.mark.long
 def test_the_order_is_the_same_in_another_process() -> None:
     script = (
         "from data_helpers import text_cache; from cutaway.data.loader import RowSource\n"

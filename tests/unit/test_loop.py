@@ -173,6 +173,7 @@ class _Killed(BaseException):
     """What no handler catches, as no handler sees SIGKILL."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_run_killed_at_any_step_goes_on_to_the_same_bytes(kind: str, tmp_path: Path) -> None:
     net = network()

@@ -86,6 +86,7 @@ def test_the_matrix_rate_is_a_plausible_number() -> None:
     assert 1e8 < rate < 1e15
 
 
+@pytest.mark.long
 def test_a_busy_second_does_not_lower_the_matrix_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     spans = [0.2, 0.2, 0.1, 0.2, 0.1, 0.2, 0.1, 0.2]  # of four products each
     ticks = itertools.chain.from_iterable((2.0 * number, 2.0 * number + span) for number, span in enumerate(spans))

@@ -94,6 +94,7 @@ def test_products_are_in_the_chosen_type_and_losses_in_fp32(dtype: torch.dtype) 
     torch.testing.assert_close(losses, network().token_losses(batch), atol=0.15, rtol=0.05)
 
 
+@pytest.mark.long
 def test_fp16_skips_overflows_and_resumes_with_its_scale(tmp_path: Path) -> None:
     def run(name: str, resume: bool = False, dies: int = 10**9) -> list[dict[str, Any]]:
         net = network(dtype=torch.float16)

@@ -87,6 +87,7 @@ def a_run(folder: Path, parameters: int) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_run_is_known_by_its_files_and_its_picture_has_the_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

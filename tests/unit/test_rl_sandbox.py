@@ -65,6 +65,7 @@ def test_what_it_starts_ends_with_it(tmp_path: Path) -> None:
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.long
 def test_time_and_memory_are_limited() -> None:
     assert run_code("while True: pass", seconds=1) == (False, "ended by SIGKILL")
     assert run_code("import time; time.sleep(60)", seconds=1)[1] == "took longer than 3 seconds"
@@ -95,6 +96,7 @@ def test_the_end_cannot_be_read_or_guessed(monkeypatch: pytest.MonkeyPatch) -> N
     assert run_code("open(__file__)") == (False, "NameError: name '__file__' is not defined")
 
 
+@pytest.mark.long
 def test_what_it_says_fills_neither_memory_nor_disk() -> None:
     """64 MB to each descriptor, the one that the end is told on among them, which blocks once it holds no more."""
     tracemalloc.start()

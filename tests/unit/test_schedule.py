@@ -45,6 +45,7 @@ def test_equals_the_naive_table(total: int, settings: dict[str, Any]) -> None:
     np.testing.assert_allclose(factors(total, **settings), naive(total, **settings), atol=1e-12)
 
 
+@pytest.mark.long
 @given(totals, shares)
 def test_bounded_never_zero_in_warmup_and_ends_at_final(total: int, settings: dict[str, Any]) -> None:
     values = factors(total, **settings)
@@ -57,6 +58,7 @@ def test_bounded_never_zero_in_warmup_and_ends_at_final(total: int, settings: di
     assert all(a >= b for a, b in zip(values[top:], values[top + 1 :], strict=False))
 
 
+@pytest.mark.long
 @given(totals, shares)
 def test_no_step_jumps(total: int, settings: dict[str, Any]) -> None:
     values = factors(total, **settings)

@@ -205,6 +205,7 @@ PATTERNS = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.long
 @given(PATTERNS, st.text("abc123.中\n", max_size=8))
 def test_patterns_mean_what_they_mean_in_re(pattern, text):
     assert compile_pattern(pattern).matches(text) == bool(re.fullmatch(pattern, text))
@@ -340,6 +341,7 @@ def test_find_number_never_raises(text):
     read_number(text)
 
 
+@pytest.mark.long
 def test_long_answers_take_bounded_time():
     start = time.perf_counter()
     for text in (

@@ -74,7 +74,8 @@ def read_tasks(
         if reason := _placeholder(value) or check_verifier(verifier, verifiers):
             bad.add(record.file, record.line, reason)
             continue
-        subject = str(value.get("subject") or value.get("grade") or "")
+        grade = value.get("grade")  # 0 is one
+        subject = str(value.get("subject") or ("" if grade is None else grade))
         tasks.append(Task(turns, verifier, len(tasks), subject, record.file, record.line))
     if not tasks:
         raise UserError(f"{path}: no usable task")
