@@ -1,9 +1,8 @@
-"""What `rl.py` compares RL with, and how: held-out items, other skills, more SFT, rejection sampling, plateaus."""
+"""What `rl.py` compares RL with, and how: held-out items, other skills, more SFT, rejection sampling."""
 
 import dataclasses
 import json
 import random
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,6 @@ from cutaway.rl.rewards import Rewards
 from cutaway.stages import sft
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.tools.toolbox import Toolbox
-from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.precision import pick_device, pick_dtype
 
 Record = dict[str, Any]
@@ -91,21 +89,6 @@ def other_skills(data: Path, limit: int) -> dict[str, list[Record]]:
         if own:
             found[name] = random.Random(name).sample(own, min(limit, len(own)))
     return found
-
-
-def plateau(base: Path, items: Sequence[Record], toolbox_of: ToolboxOf, scratch: Path) -> tuple[float, float]:
-    """Held-out success of the checkpoint at three quarters of the base's training, and of its last."""
-    steps = Checkpoints(base, 1).steps()
-    early = min(steps, key=lambda step: abs(step - 0.75 * steps[-1]))
-    folder = scratch / f"step-{early}"
-    if not folder.is_dir():
-        shutil.copytree(base, folder, ignore=shutil.ignore_patterns("state", "model.safetensors", "tensorboard"))
-        shutil.copy(base / "state" / f"step-{early:08d}" / "model.safetensors", folder / "model.safetensors")
-    shares = []
-    for run in (folder, base):
-        found = answers(run, items, toolbox_of)
-        shares.append(sum(one.ok for one in found) / len(found))
-    return shares[0], shares[1]
 
 
 def more_sft(base: Path, files: Sequence[Path], out: Path, minutes: float, seed: int, **settings: Any) -> None:
