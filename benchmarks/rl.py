@@ -27,8 +27,10 @@ import numpy as np
 import rl_parts as parts
 from cutaway.errors import UserError
 from cutaway.evals.intervals import mcnemar, wilson
-from cutaway.life.steps import RATES, VOCAB_SIZE
+from cutaway.life.keeping import held_prompts, mixed_tasks
+from cutaway.life.steps import PLAYGROUND, RATES, VOCAB_SIZE
 from cutaway.life.town import texts_for_tokenizer
+from cutaway.playground.world import make_world
 from cutaway.playground.write import PlaygroundSettings, write_playground
 from cutaway.recipe.base import TokenizerSettings
 from cutaway.recipe.files import load_recipe, load_run
@@ -42,17 +44,22 @@ from cutaway.training.metrics import read_metrics
 EIGHT = ("ppo", "grpo", "dr_grpo", "dapo", "cispo", "gspo", "rloo", "spo")
 THREE_SEEDS = ("ppo", "grpo", "spo")
 STAGES = {"ppo": ppo, "spo": spo, "spo_global": spo}
-BATCH: dict[str, Any] = {"max_new_tokens": 64, "row_length": 192, "minibatches": 4, "eval_every": 100_000}
+BATCH: dict[str, Any] = {"max_new_tokens": 64, "row_length": 192, "minibatches": 2, "eval_every": 100_000}
+DYNAMIC: dict[str, Any] = {"prompt_sampling": "dynamic"}
 OWN: dict[str, dict[str, Any]] = {
-    "ppo": {"prompts_per_rollout": 256, "rollout_epochs": 1},
+    "ppo": {"prompts_per_rollout": 256},
     "spo": {"prompts_per_rollout": 256},
     "spo_global": {"prompts_per_rollout": 256},
-    "rloo": {"prompts_per_rollout": 8, "minibatches": 1},
-    "gspo": {"clip_low": 0.03, "clip_high": 0.04},
+    "grpo": DYNAMIC | {"kl": "none", "beta": 0.0},
+    "dr_grpo": DYNAMIC,
+    "cispo": DYNAMIC,
+    "gspo": DYNAMIC | {"clip_low": 0.03, "clip_high": 0.04},
+    "rloo": DYNAMIC | {"prompts_per_rollout": 16, "minibatches": 1},
 }
-"""What an algorithm has apart from the others, which take 32 prompts and 8 answers: 256 answers a rollout. RLOO updates
-once a rollout, so it has more and smaller ones; GSPO's paper clips sequence ratios at 3e-4 and 4e-4 for a learning rate
-of 1e-6, and at a hundred times that rate the first update would leave that range."""
+"""What an algorithm has apart from the others, which take 32 prompts and 8 answers: 256 answers a rollout. Of a model
+that has plateaued four groups in five earn the same throughout, so all that have groups draw until theirs differ. RLOO
+updates once a rollout, so it has more and smaller ones; GSPO's paper clips sequence ratios at 3e-4 and 4e-4 for a
+learning rate of 1e-6, and at a hundred times that rate the first update would leave that range."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--algorithms", nargs="+", default=[*EIGHT, "more_sft", "rejection"])
     parser.add_argument("--minutes", type=float, default=2.7)
-    parser.add_argument("--adam-lr", type=float, default=1e-4)
+    parser.add_argument("--adam-lr", type=float, default=2e-4)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="further settings of the RL stages")
     parser.add_argument("--pretrain-minutes", type=float, default=20.0)
     parser.add_argument("--sft-minutes", type=float, default=30.0)
@@ -150,14 +157,38 @@ def train_one(name: str, seed: int, out: Path, flags: argparse.Namespace) -> str
         parts.more_sft(flags.base, [flags.data / "sft.jsonl"], out / "run", flags.minutes, seed)
     elif name == "rejection":
         how = {"rounds": flags.rounds, "samples": flags.samples, "batch": 32, "adam_lr": flags.rejection_lr}
-        prompts, limits = flags.data / "rl.jsonl", Limits(BATCH["max_new_tokens"], BATCH["row_length"])
-        found = parts.rejection_sampling(flags.base, prompts, out, flags.minutes, seed, limits=limits, **how)
+        limits = Limits(BATCH["max_new_tokens"], BATCH["row_length"])
+        found = parts.rejection_sampling(flags.base, rl_files(flags), out, flags.minutes, seed, limits=limits, **how)
         (out / "rejection.json").write_text(json.dumps(found) + "\n")
         return str(found["model"])
     else:
         stage = STAGES.get(name, grpo)
-        go_on(stage, rl_recipe(name, seed, flags), run_of(flags, flags.data / "rl.jsonl", out / "run"))
+        go_on(stage, rl_recipe(name, seed, flags), run_of(flags, rl_files(flags), out / "run"))
     return str(out / "run")
+
+
+def rl_files(flags: argparse.Namespace) -> list[Path]:
+    """The prompts to practise, and some that the base can answer already, about what nobody has told it: they count
+    from when they begin to fail. Without them it learns to have an answer to everything."""
+    held = flags.out / "held.jsonl"
+    if not held.is_file():
+        world, settings = town(flags.data)
+        parts.write_records(held, [one for one in held_prompts(world, settings) if one["level"] == "refusal"])
+    return [flags.data / "rl.jsonl", held]
+
+
+def tool_files(flags: argparse.Namespace) -> list[Path]:
+    """Tasks of two and three calls, new ones beside known ones, and what `rl_files` holds."""
+    mixed = flags.out / "agent_mixed.jsonl"
+    if not mixed.is_file():
+        parts.write_records(mixed, list(mixed_tasks(flags.data, *town(flags.data))))
+    return [mixed, rl_files(flags)[1]]
+
+
+def town(data: Path) -> tuple[Any, PlaygroundSettings]:
+    """The world that the data are about."""
+    seed = parts.manifest(data)["seed"]
+    return make_world(seed), PlaygroundSettings(seed=seed)
 
 
 def rl_recipe(name: str, seed: int, flags: argparse.Namespace, stage: str = "", **more: Any) -> Recipe:
@@ -172,8 +203,8 @@ def rl_recipe(name: str, seed: int, flags: argparse.Namespace, stage: str = "", 
     return dataclasses.replace(recipe, **{stage: dataclasses.replace(getattr(recipe, stage), **values)})
 
 
-def run_of(flags: argparse.Namespace, data: Path, out: Path) -> RunSettings:
-    return RunSettings(data=(str(data),), init=str(flags.base), out=str(out))
+def run_of(flags: argparse.Namespace, data: Sequence[Path], out: Path) -> RunSettings:
+    return RunSettings(data=tuple(map(str, data)), init=str(flags.base), out=str(out))
 
 
 def scored(folder: Path, train: Any, items: Sequence[Any], toolbox_of: Any, skills: Any) -> dict[str, Any]:
@@ -198,9 +229,9 @@ def learn_tools(flags: argparse.Namespace) -> int:
     for seed in flags.seeds[:1]:
 
         def by_agent(out: Path, seed: int = seed) -> str:
-            more = {"max_new_tokens": 96, "row_length": 768, "prompts_per_rollout": 16}
-            recipe = rl_recipe("grpo", seed, flags, stage="agent", **more)
-            run = run_of(flags, flags.data / "agent.jsonl", out / "run")
+            more = next(step.settings for step in PLAYGROUND if step.stage == "agent")
+            recipe = rl_recipe("dapo", seed, flags, stage="agent", **more)
+            run = run_of(flags, tool_files(flags), out / "run")
             go_on(WithTools(toolbox_of), recipe, run)
             return str(out / "run")
 
@@ -210,9 +241,8 @@ def learn_tools(flags: argparse.Namespace) -> int:
 
         def by_rejection(out: Path, seed: int = seed) -> str:
             how = {"rounds": flags.rounds, "samples": flags.samples, "batch": 16, "adam_lr": flags.rejection_lr}
-            prompts = flags.data / "agent.jsonl"
             found = parts.rejection_sampling(
-                flags.base, prompts, out, flags.minutes, seed, toolbox_of=toolbox_of, limits=limits, **how
+                flags.base, tool_files(flags), out, flags.minutes, seed, toolbox_of=toolbox_of, limits=limits, **how
             )
             return str(found["model"])
 
@@ -249,7 +279,7 @@ def hacking(flags: argparse.Namespace) -> int:
     cases = {"weak": ("verifier=0.3", f"{weak}:long_answer=1"), "cure": ("verifier=1", "overlong=0.5")}
     for name, rewards in cases.items():
         recipe = rl_recipe("grpo", 0, flags, rewards=rewards, overlong_buffer=16)
-        go_on(grpo, recipe, run_of(flags, flags.data / "rl.jsonl", folder / name))
+        go_on(grpo, recipe, run_of(flags, [flags.data / "rl.jsonl"], folder / name))
         rows = [row for row in read_metrics(folder / name) if "reward" in row]
         print(f"\n{name}: {' '.join(rewards).replace(str(folder) + '/', '')}")
         for key in ("reward", "success", "response_length", "truncated"):

@@ -103,7 +103,7 @@ def more_sft(base: Path, files: Sequence[Path], out: Path, minutes: float, seed:
 
 def rejection_sampling(
     base: Path,
-    prompts: Path,
+    prompts: Sequence[Path],
     out: Path,
     minutes: float,
     seed: int,
@@ -115,21 +115,21 @@ def rejection_sampling(
     toolbox_of: ToolboxOf = lambda record: None,
     limits: Limits = Limits(128, 512),  # noqa: B008 (frozen)
 ) -> Record:
-    """Answer prompts, keep what is right, fine-tune on it; `rounds` times within the minutes. The last model is
-    `out`/round-N. Half of a round's time is for answering, `batch` prompts with `samples` answers at a time."""
-    began, model, kept_total, tokens = time.monotonic(), base, 0, 0
-    order, place = list(range(len(records(prompts)))), 0
-    random.Random(seed).shuffle(order)
+    """Answer prompts, keep what is right where not all answers were, fine-tune on it; `rounds` times within the
+    minutes. The last model is `out`/round-N. Half of a round's time is for answering, `batch` prompts with `samples`
+    answers at a time."""
+    began, model, kept_total, tokens, place = time.monotonic(), base, 0, 0, 0
+    tokenizer = Tokenizer.load(base)
+    usable = read_prompts(list(map(str, prompts)), tokenizer, limits.total - limits.new_tokens).usable
+    random.Random(seed).shuffle(usable)
     for number in range(rounds):
         end = 60 * minutes * (number + 0.5) / rounds
-        tokenizer = Tokenizer.load(model)
-        usable = read_prompts([str(prompts)], tokenizer, limits.total - limits.new_tokens).usable
         dtype = pick_dtype("auto", pick_device())
         engine = Engine(load_model(model, pick_device()).eval(), tokenizer, 64, limits.total, dtype, frozen=True)
         rewards = Rewards(("verifier",), new_tokens=limits.new_tokens, overlong_buffer=1)
         kept: list[Record] = []
         while time.monotonic() - began < end or not kept:
-            chosen = [usable[order[(place + i) % len(order)] % len(usable)] for i in range(batch)]
+            chosen = [usable[(place + i) % len(usable)] for i in range(batch)]
             place += batch
             episodes = [
                 Episode(prompt, seed * 7919 + place * 64 + i * samples + k)
@@ -139,9 +139,11 @@ def rejection_sampling(
             play(engine, tokenizer, episodes, limits, 1.0, toolbox_of)
             tokens += sum(sum(episode.own) for episode in episodes)
             seen: set[tuple[str, str]] = set()
-            for episode, solved in zip(episodes, rewards.score(episodes).solved, strict=True):
+            right = rewards.score(episodes).solved
+            for i, (episode, solved) in enumerate(zip(episodes, right, strict=True)):
+                group = right[i - i % samples :][:samples]
                 key = (episode.prompt.id, json.dumps(episode.said, ensure_ascii=False))
-                if solved and not episode.truncated and key not in seen:
+                if solved and not all(group) and not episode.truncated and key not in seen:
                     seen.add(key)
                     kept.append({"conversations": [*episode.record["conversations"], *episode.said]})
             if time.monotonic() - began > 60 * minutes:
