@@ -1,9 +1,9 @@
 """Do the RL algorithms learn? Eight of them on the playground, beside more SFT and rejection sampling.
 
 python benchmarks/rl.py base    --out OUT [--pretrain-minutes 20 --sft-minutes 30] [--seed 0]
-python benchmarks/rl.py learn   --out OUT [--minutes 2.7] [--algorithms grpo spo ...] [--seeds 0 1 2]
-python benchmarks/rl.py agent   --out OUT [--minutes 2.7] [--seeds 0]
-python benchmarks/rl.py hacking --out OUT [--minutes 2.7]
+python benchmarks/rl.py learn   --out OUT [--minutes 2.4] [--algorithms grpo spo ...] [--seeds 0 1 2]
+python benchmarks/rl.py agent   --out OUT [--minutes 2.4] [--seeds 0]
+python benchmarks/rl.py hacking --out OUT [--minutes 2.4]
 python benchmarks/rl.py report  --out OUT
 
 `base` trains the model that everything starts from: after its fine-tuning it is fine-tuned for a third as long again at
@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the base and its town")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--algorithms", nargs="+", default=[*EIGHT, "more_sft", "rejection"])
-    parser.add_argument("--minutes", type=float, default=2.7)
+    parser.add_argument("--minutes", type=float, default=2.4)
     parser.add_argument("--adam-lr", type=float, default=2e-4)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="further settings of the RL stages")
     parser.add_argument("--pretrain-minutes", type=float, default=20.0)
@@ -213,7 +214,10 @@ def scored(folder: Path, train: Any, items: Sequence[Any], toolbox_of: Any, skil
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         print(f"\n{folder.name}", flush=True)
-        result = parts.score(Path(train(folder)), items, toolbox_of, skills)
+        began = time.monotonic()
+        run = Path(train(folder))
+        seconds = time.monotonic() - began
+        result = parts.score(run, items, toolbox_of, skills) | {"seconds": seconds}
         path.write_text(json.dumps(result) + "\n", encoding="utf-8")
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
@@ -308,7 +312,11 @@ def print_results(folder: Path) -> None:
         raise UserError(f"{folder}: nothing scored yet")
     right = {name: np.array(result["ok"]) for name, result in found.items()}
     controls = {name: right[name] for name in ("base", *(n for n in right if n.startswith(("more_sft", "rejection"))))}
-    print(f"\n{'run':20} {'success':>22}" + "".join(f"{'against ' + name:>26}" for name in controls) + "   skills lost")
+    print(
+        f"\n{'run':20} {'took':>7} {'success':>22}"
+        + "".join(f"{'against ' + name:>26}" for name in controls)
+        + "   skills lost"
+    )
     for name, ok in right.items():
         low, high = wilson(int(ok.sum()), len(ok))
         cells = []
@@ -318,7 +326,9 @@ def print_results(folder: Path) -> None:
         lost = ", ".join(f"{key} {change:+.1%}" for key, change in changes.items() if change < -0.03)
         share = f"{ok.mean():.1%} [{low:.1%}, {high:.1%}]"
         print(
-            f"{name:20} {share:>22}" + "".join(f"{cell:>26}" for cell in cells) + f"   {lost or 'none over 3 points'}"
+            f"{name:20} {found[name]['seconds']:5.0f} s {share:>22}"
+            + "".join(f"{cell:>26}" for cell in cells)
+            + f"   {lost or 'none over 3 points'}"
         )
         levels = sorted(set(found[name]["levels"]))
         by_level = [
