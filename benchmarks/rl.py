@@ -48,7 +48,7 @@ STAGES = {"ppo": ppo, "spo": spo, "spo_global": spo}
 BATCH: dict[str, Any] = {"max_new_tokens": 64, "row_length": 192, "minibatches": 2, "eval_every": 100_000}
 DYNAMIC: dict[str, Any] = {"prompt_sampling": "dynamic"}
 OWN: dict[str, dict[str, Any]] = {
-    "ppo": {"prompts_per_rollout": 256, "rollout_epochs": 1, "minibatches": 4, "value_lr": 1e-3},
+    "ppo": {"prompts_per_rollout": 256, "lam": 1.0, "value_lr": 1e-3},
     "spo": {"prompts_per_rollout": 256},
     "spo_global": {"prompts_per_rollout": 256},
     "grpo": DYNAMIC | {"kl": "none", "beta": 0.0},
@@ -58,10 +58,10 @@ OWN: dict[str, dict[str, Any]] = {
     "rloo": DYNAMIC | {"prompts_per_rollout": 16, "minibatches": 1},
 }
 """What an algorithm has apart from the others, which take 32 prompts and 8 answers: 256 answers a rollout. Of a model
-that has plateaued four groups in five earn the same throughout, so all that have groups draw until theirs differ. PPO
-goes over a rollout once, in four updates: a second pass costs as long as a new rollout, and teaches less. RLOO updates
-once a rollout, so it has more and smaller ones; GSPO's paper clips sequence ratios at 3e-4 and 4e-4 for a
-learning rate of 1e-6, and at a hundred times that rate the first update would leave that range."""
+that has plateaued four groups in five earn the same throughout, so all that have groups draw until theirs differ. PPO's
+answers are short and its value model is young: GAE reaches to their end. RLOO updates once a rollout, so it has more and
+smaller ones; GSPO's paper clips sequence ratios at 3e-4 and 4e-4 for a learning rate of 1e-6, and at a hundred times
+that rate the first update would leave that range."""
 
 
 def main(argv: list[str] | None = None) -> int:
