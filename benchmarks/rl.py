@@ -59,9 +59,9 @@ OWN: dict[str, dict[str, Any]] = {
 }
 """What an algorithm has apart from the others, which take 32 prompts and 8 answers: 256 answers a rollout. Of a model
 that has plateaued four groups in five earn the same throughout, so all that have groups draw until theirs differ. PPO's
-answers are short and its value model is young: GAE reaches to their end. RLOO updates once a rollout, so it has more and
-smaller ones; GSPO's paper clips sequence ratios at 3e-4 and 4e-4 for a learning rate of 1e-6, and at a hundred times
-that rate the first update would leave that range."""
+answers are short and its value model is young: GAE reaches to their end. RLOO updates once a rollout, so it has more
+and smaller ones; GSPO's paper clips sequence ratios at 3e-4 and 4e-4 for a learning rate of 1e-6, and at a hundred
+times that rate the first update would leave that range."""
 
 
 def main(argv: list[str] | None = None) -> int:

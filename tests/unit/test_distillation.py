@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cutaway.objectives.distillation import forward_kl, jensen_shannon, reverse_kl, top_k_forward_kl
@@ -35,6 +35,7 @@ def test_never_negative_and_zero_for_the_teacher_itself(
 
 
 @given(LOGITS, LOGITS, st.integers(1, 5))
+@example([7.0, -1.0, 0.0, 0.0, 0.0], [0.0] * 5, 4)
 @settings(deadline=None)
 def test_top_k_is_at_most_the_whole_and_all_of_it_for_the_whole_vocabulary(
     a: list[float], b: list[float], k: int

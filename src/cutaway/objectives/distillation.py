@@ -71,13 +71,11 @@ def top_k_forward_kl(
     q = _log_softmax(student, temperature)
     chosen = q.gather(-1, ids)
     inside = (teacher_logprobs.exp() * (teacher_logprobs - chosen)).sum(-1)
-    p_rest, q_rest = _rest(teacher_logprobs), _rest(chosen)
+    # The student's rest is summed up: one minus the chosen would leave little but rounding of a small one. Of the
+    # teacher no more is known. At least 1e-7, since either may be nothing.
+    p_rest = (1 - teacher_logprobs.exp().sum(-1)).clamp(min=1e-7)
+    q_rest = q.exp().scatter(-1, ids, 0.0).sum(-1).clamp(min=1e-7)
     return inside + p_rest * (p_rest.log() - q_rest.log())
-
-
-def _rest(logprobs: Float[Tensor, "*tokens k"]) -> Float[Tensor, "*tokens"]:
-    """Probability outside; at least 1e-7, rounding might make it negative."""
-    return (1 - logprobs.exp().sum(-1)).clamp(min=1e-7)
 
 
 def _log_softmax(logits: Float[Tensor, "*tokens vocab"], temperature: float) -> Float[Tensor, "*tokens vocab"]:
