@@ -34,12 +34,11 @@ from cutaway.life.town import texts_for_tokenizer
 from cutaway.playground.world import make_world
 from cutaway.playground.write import PlaygroundSettings, write_playground
 from cutaway.recipe.base import TokenizerSettings
-from cutaway.recipe.files import load_recipe, load_run
+from cutaway.recipe.files import load_recipe
 from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.rl.environment import Limits
 from cutaway.stages import agent, grpo, ppo, pretrain, sft, spo
 from cutaway.tokenization.train import train_tokenizer
-from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.metrics import read_metrics
 
 EIGHT = ("ppo", "grpo", "dr_grpo", "dapo", "cispo", "gspo", "rloo", "spo")
@@ -119,22 +118,10 @@ def train_base(flags: argparse.Namespace) -> None:
         values = {"minutes": minutes, "seed": flags.seed, "scripts": "keep", "holdout_tokens": 4096, **RATES[name]}
         settings = dataclasses.replace(getattr(recipe, name), **values)
         files = RunSettings((str(flags.data / f"{name}.jsonl"),), str(out), str(init))
-        go_on(stage, dataclasses.replace(recipe, **{name: settings}), files)
+        parts.go_on(stage, dataclasses.replace(recipe, **{name: settings}), files)
         init = out
-    if not (folder / "settled" / "curves.png").is_file():
-        talks = [flags.data / "sft.jsonl"]
-        parts.more_sft(init, talks, folder / "settled", flags.sft_minutes / 3, flags.seed, compile="auto")
-
-
-def go_on(stage: Any, recipe: Recipe, run: RunSettings) -> None:
-    """Run a stage, or go on with it where it was stopped; nothing where it is complete."""
-    out = Path(run.out)
-    if not Checkpoints(out, 1).steps():
-        stage.run(recipe, run)
-    elif not (out / "curves.png").is_file():
-        stage.run(
-            load_recipe(str(out / "recipe.toml")), dataclasses.replace(load_run(str(out / "recipe.toml")), resume=True)
-        )
+    talks = [flags.data / "sft.jsonl"]
+    parts.more_sft(init, talks, folder / "settled", flags.sft_minutes / 3, flags.seed, compile="auto")
 
 
 def learn(flags: argparse.Namespace) -> int:
@@ -165,7 +152,7 @@ def train_one(name: str, seed: int, out: Path, flags: argparse.Namespace) -> str
         return str(found["model"])
     else:
         stage = STAGES.get(name, grpo)
-        go_on(stage, rl_recipe(name, seed, flags), run_of(flags, rl_files(flags), out / "run"))
+        parts.go_on(stage, rl_recipe(name, seed, flags), run_of(flags, rl_files(flags), out / "run"))
     return str(out / "run")
 
 
@@ -237,7 +224,7 @@ def learn_tools(flags: argparse.Namespace) -> int:
             more = next(step.settings for step in PLAYGROUND if step.stage == "agent")
             recipe = rl_recipe("dapo", seed, flags, stage="agent", **more)
             run = run_of(flags, tool_files(flags), out / "run")
-            go_on(WithTools(toolbox_of), recipe, run)
+            parts.go_on(WithTools(toolbox_of), recipe, run)
             return str(out / "run")
 
         def by_sft(out: Path, seed: int = seed) -> str:
@@ -284,7 +271,7 @@ def hacking(flags: argparse.Namespace) -> int:
     cases = {"weak": ("verifier=0.3", f"{weak}:long_answer=1"), "cure": ("verifier=1", "overlong=0.5")}
     for name, rewards in cases.items():
         recipe = rl_recipe("grpo", 0, flags, rewards=rewards, overlong_buffer=16)
-        go_on(grpo, recipe, run_of(flags, [flags.data / "rl.jsonl"], folder / name))
+        parts.go_on(grpo, recipe, run_of(flags, [flags.data / "rl.jsonl"], folder / name))
         rows = [row for row in read_metrics(folder / name) if "reward" in row]
         print(f"\n{name}: {' '.join(rewards).replace(str(folder) + '/', '')}")
         for key in ("reward", "success", "response_length", "truncated"):

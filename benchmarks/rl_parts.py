@@ -14,7 +14,7 @@ from cutaway.generation.engine import Engine
 from cutaway.model.weights import load_model
 from cutaway.playground.evaluation import toolboxes
 from cutaway.playground.world import make_world
-from cutaway.recipe.files import load_recipe
+from cutaway.recipe.files import load_recipe, load_run
 from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.recipe.stages import SFTSettings
 from cutaway.rl.environment import Episode, Limits, ToolboxOf, play
@@ -23,6 +23,7 @@ from cutaway.rl.rewards import Rewards
 from cutaway.stages import sft
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.tools.toolbox import Toolbox
+from cutaway.training.checkpoint import Checkpoints
 from cutaway.training.precision import pick_device, pick_dtype
 
 Record = dict[str, Any]
@@ -91,6 +92,17 @@ def other_skills(data: Path, limit: int) -> dict[str, list[Record]]:
     return found
 
 
+def go_on(stage: Any, recipe: Recipe, run: RunSettings) -> None:
+    """Run a stage, or go on with it where it was stopped; nothing where it is complete."""
+    out = Path(run.out)
+    if not Checkpoints(out, 1).steps():
+        stage.run(recipe, run)
+    elif not (out / "curves.png").is_file():
+        stage.run(
+            load_recipe(str(out / "recipe.toml")), dataclasses.replace(load_run(str(out / "recipe.toml")), resume=True)
+        )
+
+
 def more_sft(base: Path, files: Sequence[Path], out: Path, minutes: float, seed: int, **settings: Any) -> None:
     """Fine-tune the base for so many minutes more on conversations."""
     recipe = load_recipe("nano")
@@ -98,7 +110,7 @@ def more_sft(base: Path, files: Sequence[Path], out: Path, minutes: float, seed:
     values |= {"batch_tokens": 4096, "optimizer": "adamw", "adam_lr": 3e-4, "compile": "off"} | settings
     own: SFTSettings = dataclasses.replace(recipe.sft, **values)
     run = RunSettings(data=tuple(map(str, files)), init=str(base), out=str(out))
-    sft.run(dataclasses.replace(recipe, sft=own), run)
+    go_on(sft, dataclasses.replace(recipe, sft=own), run)
 
 
 def rejection_sampling(
