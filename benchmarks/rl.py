@@ -47,7 +47,7 @@ STAGES = {"ppo": ppo, "spo": spo, "spo_global": spo}
 BATCH: dict[str, Any] = {"max_new_tokens": 64, "row_length": 192, "minibatches": 2, "eval_every": 100_000}
 DYNAMIC: dict[str, Any] = {"prompt_sampling": "dynamic"}
 OWN: dict[str, dict[str, Any]] = {
-    "ppo": {"prompts_per_rollout": 256, "lam": 1.0, "value_lr": 1e-3},
+    "ppo": DYNAMIC | {"group_size": 8, "prompts_per_rollout": 32, "lam": 1.0, "value_lr": 1e-3},
     "spo": {"prompts_per_rollout": 256},
     "spo_global": {"prompts_per_rollout": 256},
     "grpo": DYNAMIC | {"kl": "none", "beta": 0.0},
@@ -57,10 +57,15 @@ OWN: dict[str, dict[str, Any]] = {
     "rloo": DYNAMIC | {"prompts_per_rollout": 16, "minibatches": 1},
 }
 """What an algorithm has apart from the others, which take 32 prompts and 8 answers: 256 answers a rollout. Of a model
-that has plateaued four groups in five earn the same throughout, so all that have groups draw until theirs differ. PPO's
-answers are short and its value model is young: GAE reaches to their end. RLOO updates once a rollout, so it has more
-and smaller ones; GSPO's paper clips sequence ratios at 3e-4 and 4e-4 for a learning rate of 1e-6, and at a hundred
-times that rate the first update would leave that range."""
+that has plateaued four groups in five earn the same throughout, so all that have groups draw until theirs differ. So
+does PPO, whose value model does not need groups (VAPO, arXiv 2504.05118, has them too: many answers to few prompts
+teach it more). PPO's answers are short and its value model is young: GAE reaches to their end. RLOO updates once a
+rollout, so it has more and smaller ones; GSPO's paper clips sequence ratios at 3e-4 and 4e-4 for a learning rate of
+1e-6, and at a hundred times that rate the first update would leave that range."""
+
+TOOL_TEMPERATURE = 1.5
+"""Of answers with tools, in RL and rejection sampling alike: at 1 the base nearly always calls what it would call
+anyway (0.01 nats a token), and one group in eighteen differs."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="the playground it belongs to; by default OUT/base/data")
     parser.add_argument("--seed", type=int, default=0, help="of the base and its town")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--algorithms", nargs="+", default=[*EIGHT, "more_sft", "rejection"])
+    parser.add_argument("--algorithms", nargs="+", help="of learn or agent, controls among them; by default all")
     parser.add_argument("--minutes", type=float, default=2.4)
     parser.add_argument("--adam-lr", type=float, default=2e-4)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="further settings of the RL stages")
@@ -129,7 +134,7 @@ def learn(flags: argparse.Namespace) -> int:
     items, toolbox_of = parts.heldout_items(flags.data, flags.items), parts.world_toolboxes(flags.data)
     skills = parts.other_skills(flags.data, flags.skill_items)
     scored(flags.out / "learn" / "base", lambda _: str(flags.base), items, toolbox_of, skills)
-    for name in flags.algorithms:
+    for name in flags.algorithms or (*EIGHT, "more_sft", "rejection"):
         for seed in flags.seeds if name in THREE_SEEDS else flags.seeds[:1]:
             folder = flags.out / "learn" / f"{name}{flags.tag}-{seed}"
 
@@ -222,7 +227,8 @@ def learn_tools(flags: argparse.Namespace) -> int:
 
         def by_agent(out: Path, seed: int = seed) -> str:
             more = next(step.settings for step in PLAYGROUND if step.stage == "agent")
-            recipe = rl_recipe("dapo", seed, flags, stage="agent", **more)
+            bolder = {"temperature": TOOL_TEMPERATURE, "kl": "none", "beta": 0.0, "adam_lr": flags.adam_lr}
+            recipe = rl_recipe("dapo", seed, flags, stage="agent", **{**more, **bolder})
             run = run_of(flags, tool_files(flags), out / "run")
             parts.go_on(WithTools(toolbox_of), recipe, run)
             return str(out / "run")
@@ -232,14 +238,15 @@ def learn_tools(flags: argparse.Namespace) -> int:
             return str(out / "run")
 
         def by_rejection(out: Path, seed: int = seed) -> str:
-            how = {"rounds": flags.rounds, "samples": flags.samples, "batch": 16, "adam_lr": flags.rejection_lr}
-            found = parts.rejection_sampling(
-                flags.base, tool_files(flags), out, flags.minutes, seed, toolbox_of=toolbox_of, limits=limits, **how
-            )
+            how: dict[str, Any] = {"rounds": flags.rounds, "samples": flags.samples, "batch": 16}
+            how["adam_lr"] = flags.rejection_lr
+            how |= {"temperature": TOOL_TEMPERATURE, "toolbox_of": toolbox_of, "limits": limits}
+            found = parts.rejection_sampling(flags.base, tool_files(flags), out, flags.minutes, seed, **how)
             return str(found["model"])
 
         for name, train in (("agent", by_agent), ("more_sft", by_sft), ("rejection", by_rejection)):
-            scored(flags.out / "agent" / f"{name}{flags.tag}-{seed}", train, items, toolbox_of, skills)
+            if name in (flags.algorithms or (name,)):
+                scored(flags.out / "agent" / f"{name}{flags.tag}-{seed}", train, items, toolbox_of, skills)
     print_results(flags.out / "agent")
     return 0
 

@@ -124,6 +124,7 @@ def rejection_sampling(
     samples: int,
     batch: int,
     adam_lr: float,
+    temperature: float = 1.0,
     toolbox_of: ToolboxOf = lambda record: None,
     limits: Limits = Limits(128, 512),  # noqa: B008 (frozen)
 ) -> Record:
@@ -148,7 +149,7 @@ def rejection_sampling(
                 for i, prompt in enumerate(chosen)
                 for k in range(samples)
             ]
-            play(engine, tokenizer, episodes, limits, 1.0, toolbox_of)
+            play(engine, tokenizer, episodes, limits, temperature, toolbox_of)
             tokens += sum(sum(episode.own) for episode in episodes)
             seen: set[tuple[str, str]] = set()
             right = rewards.score(episodes).solved

@@ -16,11 +16,14 @@ from cutaway.rl.rollout import Minibatch, Sample, measure
 from cutaway.training.precision import autocast
 
 
-def measure_rollout(players: Players, samples: Sequence[Sample], row: Algorithm, updates: int) -> list[str]:
+def measure_rollout(
+    players: Players, samples: Sequence[Sample], later: Sequence[Sample], row: Algorithm, updates: int
+) -> list[str]:
     """Fill the fields of this rank's samples that the row needs; gives back their names, the same on every rank.
 
     Log-probabilities of the policy that answered are the trainer's, not the sampler's, so that the first ratio is 1.
-    With one update a rollout they need not be known before it: the present ones are the old ones.
+    In a rollout's first update the present ones are the old ones: only those of the samples that are trained on `later`
+    need be known before it, unless a value model, a tracker or a KL in the reward asks for all.
     """
     device, gae = players.network.ranks.device, row.advantage == "gae"
     names: list[str] = []
@@ -29,9 +32,10 @@ def measure_rollout(players: Players, samples: Sequence[Sample], row: Algorithm,
         logprobs, _, values = outputs(players, players.actor, batch, values=gae)
         return (logprobs, values) if gae else (logprobs,)
 
-    if updates > 1 or gae or players.tracker is not None or row.kl == "reward":
+    whole = gae or players.tracker is not None or row.kl == "reward"
+    if whole or updates > 1:
         names += ["old_logprobs", "values"] if gae else ["old_logprobs"]
-        measure(samples, present, names, device)
+        measure(samples if whole else later, present, names, device)
     if players.reference is not None:
         with players.reference.active() as model:
             frozen = ActorCritic(model, players.actor.temperature)
@@ -50,7 +54,7 @@ def measure_again(players: Players, samples: Sequence[Sample]) -> None:
 
 
 def outputs(players: Players, actor: ActorCritic, batch: Minibatch, values: bool = False) -> Outputs:
-    """Of a policy, in the arithmetic of the run."""
+    """Of a policy, in the arithmetic of the run, without the entropy."""
     with autocast(players.network.ranks.device, players.network.dtype):
-        found: Outputs = actor(batch.input_ids, batch.targets, batch.own, values)
+        found: Outputs = actor(batch.input_ids, batch.targets, batch.own, values, entropy=False)
     return found

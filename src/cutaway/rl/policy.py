@@ -43,19 +43,20 @@ class ActorCritic(nn.Module):
         mask: Bool[Tensor, "batch seq"],
         values: bool = True,
         routing: Routing | None = None,
+        entropy: bool = True,
     ) -> Outputs:
         """Log-probabilities of the targets under the sampling distribution, its entropy in nats (no gradient), and
-        values (0 without a value model, or where they are not asked for); all 0 where `mask` is false. `routing` is
-        filled with what the policy's routers said."""
+        values (0 without a value model); each of the last two 0 where it is not asked for, and all where `mask` is
+        false. `routing` is filled with what the policy's routers said."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         hidden = self.actor.model(input_ids, positions, None, None, routing)
-        chosen, entropies = token_logprobs(hidden[mask], self.actor.head_weight, targets[mask], self.temperature)
+        chosen, spread = token_logprobs(hidden[mask], self.actor.head_weight, targets[mask], self.temperature, entropy)
         zeros = torch.zeros(mask.shape, device=mask.device)
         logprobs = zeros.masked_scatter(mask, chosen)
-        entropy = zeros.masked_scatter(mask, entropies)
+        entropies = zeros.masked_scatter(mask, spread)
         if self.critic is None or not values:
-            return logprobs, entropy, zeros
-        return logprobs, entropy, torch.where(mask, self.critic(input_ids, positions=positions), 0.0)
+            return logprobs, entropies, zeros
+        return logprobs, entropies, torch.where(mask, self.critic(input_ids, positions=positions), 0.0)
 
 
 def token_logprobs(
@@ -63,14 +64,17 @@ def token_logprobs(
     weight: Float[Tensor, "vocab hidden"],
     targets: Int[Tensor, " tokens"],
     temperature: float,
+    entropy: bool = True,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
     r"""$\log\pi(y) = z_y / T - \log\sum_v e^{z_v / T}$ and the entropy $-\sum_v \pi_v \log\pi_v$ of each place, fp32.
 
     $z = h\,W^\top$, $T$ is `temperature`: the distribution that the engine draws from (`generation/sampling.py`). The
-    entropy has no gradient."""
-    logits = F.linear(hidden, weight).float() / temperature
+    entropy has no gradient, and is 0 where it is not asked for: it takes a third of the time."""
+    logits = F.linear(hidden, weight).float().div_(temperature)
     log_z = logits.logsumexp(-1)
     logprobs = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - log_z
+    if not entropy:
+        return logprobs, torch.zeros_like(log_z)
     with torch.no_grad():
         mean = (logits.softmax(-1) * logits).sum(-1)
     return logprobs, (log_z - mean).detach()

@@ -14,6 +14,7 @@ from cutaway.recipe.rl import AgentSettings, PPOSettings, RLSettings
 from cutaway.rl.algorithms import ALGORITHMS, BOUNDED, Algorithm, check_algorithm
 from cutaway.rl.prompts import Prompt, read_prompts
 from cutaway.rl.rewards import Rewards, ScoreDialogues, split_weight
+from cutaway.rl.rollout import side_by_side
 from cutaway.rl.scorers import Judge, RewardScorer
 from cutaway.rl.value_tracker import GlobalTracker, Tracker, ValueTracker
 from cutaway.tokenization.tokenizer import Tokenizer
@@ -136,7 +137,7 @@ def accumulation_of(settings: RLSettings, network: Network) -> int:
     """Micro-batches of an update, so that answers of the greatest length would fit one. A GPU's may fill half of what
     its memory has room for: the other half is for the engine, the reference and a value model."""
     assert settings.group_size is not None
-    ranks, most = network.ranks, settings.micro_batch_tokens or 16384
+    ranks, most = network.ranks, settings.micro_batch_tokens or side_by_side(network.ranks.device)
     answers = settings.prompts_per_rollout * settings.group_size / settings.minibatches / ranks.world
     if settings.micro_batch_tokens is None and ranks.device.type != "cpu":
         memory = min(ranks.gather(device_memory(ranks.device))) / 2

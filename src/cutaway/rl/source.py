@@ -125,7 +125,8 @@ class RolloutSource:
         groups = self._groups()
         written = time.monotonic()
         samples = self._samples(groups)
-        measured = measure_rollout(self.players, samples, self.row, self.updates)
+        later = self._later(samples, len(groups) * self.size)
+        measured = measure_rollout(self.players, samples, later, self.row, self.updates)
         give_credit(self.players, groups, samples, self.row, self.settings, self.meter)
         self._measured = ["advantages", *measured, *(["returns"] if "values" in measured else [])]
         self._deal(groups, samples)
@@ -182,13 +183,25 @@ class RolloutSource:
                 samples.append(Sample.of(episode, slot * self.size + number, left_out))
         return samples
 
+    def _order(self, total: int, epoch: int) -> list[int]:
+        """The places of all answers of the rollout at hand, as a pass deals them out."""
+        key = derive_key(self.settings.seed, self.rollouts, epoch) % 2**63
+        order: list[int] = torch.randperm(total, generator=torch.Generator().manual_seed(key)).tolist()
+        return order
+
+    def _later(self, samples: Sequence[Sample], total: int) -> list[Sample]:
+        """Those that an update after the rollout's first trains on."""
+        if self.settings.rollout_epochs > 1:
+            return list(samples)
+        opening = set(self._order(total, 0)[: total // self.settings.minibatches])
+        return [sample for sample in samples if sample.place not in opening]
+
     def _deal(self, groups: Sequence[Group], samples: Sequence[Sample]) -> None:
         """Shuffle all answers, over all ranks alike, into the minibatches of every pass; each rank takes its own."""
         settings, total = self.settings, len(groups) * self.size
         mine = {sample.place: sample for sample in samples}
         for epoch in range(settings.rollout_epochs):
-            key = derive_key(settings.seed, self.rollouts, epoch) % 2**63
-            order = torch.randperm(total, generator=torch.Generator().manual_seed(key)).tolist()
+            order = self._order(total, epoch)
             for number in range(settings.minibatches):
                 bounds = [total * i // settings.minibatches for i in (number, number + 1)]
                 chosen = [mine[place] for place in order[bounds[0] : bounds[1]] if place in mine]
