@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from cutaway.generation.engine import Engine, Request
 from cutaway.model.weights import load_model
 from cutaway.recipe.files import load_recipe
 from cutaway.recipe.rl import GRPOSettings
+from cutaway.rl import measuring, source
 from cutaway.rl.policy import ActorCritic
+from cutaway.rl.rollout import Sample
 from cutaway.stages import rl
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.checkpoint import Checkpoints
@@ -83,6 +86,35 @@ def test_the_group_family(algorithm: str, init: Path, data: Path, tmp_path: Path
     own = load_recipe(str(tmp_path / "run" / "recipe.toml")).grpo
     assert (own.algorithm, own.group_size, own.steps) == (algorithm, 4, 4)
     assert own.advantage is not None and own.aggregation is not None
+
+
+@pytest.mark.parametrize(("changes", "gone_through"), [({}, 12), ({"rollout_epochs": 2}, 24), ({"kl": "reward"}, 24)])
+def test_only_what_is_asked_for_is_measured(
+    changes: dict[str, Any],
+    gone_through: int,
+    init: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of one rollout: the first update needs no old log-probabilities, and with those of all it is the same run."""
+    counts: dict[str, int] = {}
+    fill = measuring.measure
+
+    def count(samples: Sequence[Sample], forward: Any, names: Sequence[str], device: torch.device) -> None:
+        for name in names:
+            counts[name] = counts.get(name, 0) + len(samples)
+        fill(samples, forward, names, device)
+
+    monkeypatch.setattr(measuring, "measure", count)
+    steps = 2 * changes.get("rollout_epochs", 1)
+    values = {"group_size": 4, "steps": steps, "save_every": steps, "beta": 0.04} | changes
+    less = trained(train("grpo", init, data, tmp_path / "run", **values))
+    assert counts == {"old_logprobs": gone_through, "ref_logprobs": 24}
+    monkeypatch.setattr(source.RolloutSource, "_later", lambda self, samples, total: list(samples))
+    whole = trained(train("grpo", init, data, tmp_path / "whole", **values))
+    for key in ("loss", "grad_norm", "kl_old_k3"):
+        assert [row[key] for row in less] == pytest.approx([row[key] for row in whole], rel=1e-3, abs=1e-6)
 
 
 def test_the_reward_rises(init: Path, data: Path, tmp_path: Path) -> None:
