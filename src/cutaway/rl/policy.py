@@ -69,7 +69,7 @@ def token_logprobs(
     r"""$\log\pi(y) = z_y / T - \log\sum_v e^{z_v / T}$ and the entropy $-\sum_v \pi_v \log\pi_v$ of each place, fp32.
 
     $z = h\,W^\top$, $T$ is `temperature`: the distribution that the engine draws from (`generation/sampling.py`). The
-    entropy has no gradient, and is 0 where it is not asked for: it takes a third of the time."""
+    entropy has no gradient, and is 0 where it is not asked for."""
     logits = F.linear(hidden, weight).float().div_(temperature)
     log_z = logits.logsumexp(-1)
     logprobs = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - log_z
