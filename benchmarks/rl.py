@@ -63,10 +63,6 @@ teach it more). PPO's answers are short and its value model is young: GAE reache
 rollout, so it has more and smaller ones; GSPO's paper clips sequence ratios at 3e-4 and 4e-4 for a learning rate of
 1e-6, and at a hundred times that rate the first update would leave that range."""
 
-TOOL_TEMPERATURE = 1.5
-"""Of answers with tools, in RL and rejection sampling alike: at 1 the base nearly always calls what it would call
-anyway (0.01 nats a token), and one group in eighteen differs."""
-
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -79,6 +75,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--algorithms", nargs="+", help="of learn or agent, controls among them; by default all")
     parser.add_argument("--minutes", type=float, default=2.4)
     parser.add_argument("--adam-lr", type=float, default=2e-4)
+    parser.add_argument(
+        "--tool-temperature",
+        type=float,
+        default=1.5,
+        help="of answers with tools, in RL and rejection sampling alike; at 1 the base nearly always calls what it "
+        "would call anyway, and one group in eighteen differs",
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="further settings of the RL stages")
     parser.add_argument("--pretrain-minutes", type=float, default=20.0)
     parser.add_argument("--sft-minutes", type=float, default=30.0)
@@ -227,7 +230,7 @@ def learn_tools(flags: argparse.Namespace) -> int:
 
         def by_agent(out: Path, seed: int = seed) -> str:
             more = next(step.settings for step in PLAYGROUND if step.stage == "agent")
-            bolder = {"temperature": TOOL_TEMPERATURE, "kl": "none", "beta": 0.0, "adam_lr": flags.adam_lr}
+            bolder = {"temperature": flags.tool_temperature, "kl": "none", "beta": 0.0, "adam_lr": flags.adam_lr}
             recipe = rl_recipe("dapo", seed, flags, stage="agent", **{**more, **bolder})
             run = run_of(flags, tool_files(flags), out / "run")
             parts.go_on(WithTools(toolbox_of), recipe, run)
@@ -239,8 +242,8 @@ def learn_tools(flags: argparse.Namespace) -> int:
 
         def by_rejection(out: Path, seed: int = seed) -> str:
             how: dict[str, Any] = {"rounds": flags.rounds, "samples": flags.samples, "batch": 16}
-            how["adam_lr"] = flags.rejection_lr
-            how |= {"temperature": TOOL_TEMPERATURE, "toolbox_of": toolbox_of, "limits": limits}
+            how |= {"adam_lr": flags.rejection_lr, "temperature": flags.tool_temperature}
+            how |= {"toolbox_of": toolbox_of, "limits": limits}
             found = parts.rejection_sampling(flags.base, tool_files(flags), out, flags.minutes, seed, **how)
             return str(found["model"])
 

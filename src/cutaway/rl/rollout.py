@@ -13,14 +13,12 @@ from cutaway.rl.environment import Episode
 
 Row = Float[Tensor, " _"]
 
-SIDE_BY_SIDE = {"cpu": 2048}
-"""Most tokens that go through a model together, padding included, by device; elsewhere 16384. Answers of like length go
-together, so that small groups have less padding; on a CPU they leave no core idle."""
-
 
 def side_by_side(device: torch.device) -> int:
-    """Most tokens that go through a model together on this device, padding included."""
-    return SIDE_BY_SIDE.get(device.type, 16384)
+    """Most tokens, padding included, that go through a model together on this device.
+
+    Answers of like length go together: the smaller the groups, the less padding. A CPU is busy with few tokens."""
+    return 2048 if device.type == "cpu" else 16384
 
 
 @dataclass
