@@ -2,7 +2,7 @@
 
 python benchmarks/rl.py base    --out OUT [--pretrain-minutes 20 --sft-minutes 30] [--seed 0]
 python benchmarks/rl.py learn   --out OUT [--minutes 2.4] [--algorithms grpo spo ...] [--seeds 0 1 2]
-python benchmarks/rl.py agent   --out OUT [--minutes 2.4] [--seeds 0]
+python benchmarks/rl.py agent   --out OUT [--minutes 2.4] [--seeds 0 1 2]
 python benchmarks/rl.py hacking --out OUT [--minutes 2.4]
 python benchmarks/rl.py report  --out OUT
 
@@ -17,6 +17,7 @@ wall-clock.
 import argparse
 import dataclasses
 import json
+import random
 import sys
 import time
 from collections.abc import Sequence
@@ -175,11 +176,16 @@ def rl_files(flags: argparse.Namespace) -> list[Path]:
 
 
 def tool_files(flags: argparse.Namespace) -> list[Path]:
-    """Tasks of two and three calls, new ones beside known ones, and what `rl_files` holds."""
-    mixed = flags.out / "agent_mixed.jsonl"
-    if not mixed.is_file():
-        parts.write_records(mixed, list(mixed_tasks(flags.data, *town(flags.data))))
-    return [mixed, rl_files(flags)[1]]
+    """Tasks of two and three calls, a known one beside three new ones, and what `rl_files` holds. The more known ones
+    there are, the fewer new ones are tried in the same minutes."""
+    tasks = flags.out / "agent_tasks.jsonl"
+    if not tasks.is_file():
+        mixed = list(mixed_tasks(flags.data, *town(flags.data)))
+        new = [one for one in mixed if not str(one["level"]).startswith("known")]
+        known = [one for one in mixed if str(one["level"]).startswith("known")]
+        some = random.Random(flags.seed).sample(known, len(new) // 3)
+        parts.write_records(tasks, [*new, *some])
+    return [tasks, rl_files(flags)[1]]
 
 
 def town(data: Path) -> tuple[Any, PlaygroundSettings]:
@@ -220,13 +226,13 @@ def scored(folder: Path, train: Any, items: Sequence[Any], toolbox_of: Any, skil
 
 
 def learn_tools(flags: argparse.Namespace) -> int:
-    """Tool-use RL beside more SFT and rejection sampling of the same minutes, on two and three calls of held-out
-    combinations."""
+    """Tool-use RL, with every seed, beside more SFT and rejection sampling of the same minutes, on two and three calls
+    of held-out combinations."""
     toolbox_of = parts.world_toolboxes(flags.data)
     items = parts.heldout_items(flags.data, flags.items, "tool_practice")
     skills, limits = parts.other_skills(flags.data, flags.skill_items), Limits(96, 768, 5)
     scored(flags.out / "agent" / "base", lambda _: str(flags.base), items, toolbox_of, skills)
-    for seed in flags.seeds[:1]:
+    for seed in flags.seeds:
 
         def by_agent(out: Path, seed: int = seed) -> str:
             more = next(step.settings for step in PLAYGROUND if step.stage == "agent")
@@ -248,7 +254,7 @@ def learn_tools(flags: argparse.Namespace) -> int:
             return str(found["model"])
 
         for name, train in (("agent", by_agent), ("more_sft", by_sft), ("rejection", by_rejection)):
-            if name in (flags.algorithms or (name,)):
+            if name in (flags.algorithms or (name,)) and (name == "agent" or seed == flags.seeds[0]):
                 scored(flags.out / "agent" / f"{name}{flags.tag}-{seed}", train, items, toolbox_of, skills)
     print_results(flags.out / "agent")
     return 0

@@ -97,7 +97,8 @@ def test_only_what_is_asked_for_is_measured(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of one rollout: the first update needs no old log-probabilities, and with those of all it is the same run."""
+    """Of one rollout: the first update needs no old log-probabilities, and the engine's serve for all in fp32; with
+    those of all, measured, it is the same run."""
     counts: dict[str, int] = {}
     fill = measuring.measure
 
@@ -109,12 +110,17 @@ def test_only_what_is_asked_for_is_measured(
     monkeypatch.setattr(measuring, "measure", count)
     steps = 2 * changes.get("rollout_epochs", 1)
     values = {"group_size": 4, "steps": steps, "save_every": steps, "beta": 0.04} | changes
-    less = trained(train("grpo", init, data, tmp_path / "run", **values))
+    least = trained(train("grpo", init, data, tmp_path / "least", **values))
+    assert counts == {"ref_logprobs": 24}
+    counts.clear()
+    monkeypatch.setattr(measuring, "sampler_is_exact", lambda players: False)
+    less = trained(train("grpo", init, data, tmp_path / "less", **values))
     assert counts == {"old_logprobs": gone_through, "ref_logprobs": 24}
     monkeypatch.setattr(source.RolloutSource, "_later", lambda self, samples, total: list(samples))
     whole = trained(train("grpo", init, data, tmp_path / "whole", **values))
     for key in ("loss", "grad_norm", "kl_old_k3"):
         assert [row[key] for row in less] == pytest.approx([row[key] for row in whole], rel=1e-3, abs=1e-6)
+        assert [row[key] for row in least] == pytest.approx([row[key] for row in whole], rel=1e-3, abs=1e-6)
 
 
 def test_the_reward_rises(init: Path, data: Path, tmp_path: Path) -> None:

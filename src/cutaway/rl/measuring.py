@@ -6,9 +6,11 @@ numbers of answers to go through.
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cutaway.generation.engine import Engine
 from cutaway.rl.algorithms import Algorithm
 from cutaway.rl.playing import Players
 from cutaway.rl.policy import ActorCritic, Outputs
@@ -21,9 +23,10 @@ def measure_rollout(
 ) -> list[str]:
     """Fill the fields of this rank's samples that the row needs; gives back their names, the same on every rank.
 
-    Log-probabilities of the policy that answered are the trainer's, not the sampler's, so that the first ratio is 1.
-    In a rollout's first update the present ones are the old ones: only those of the samples that are trained on `later`
-    need be known before it, unless a value model, a tracker or a KL in the reward asks for all.
+    Log-probabilities of the policy that answered are the trainer's, so that the first ratio is 1; the sampler's serve
+    where it is the engine and all is fp32, since the two then agree to rounding. In a rollout's first update the
+    present ones are the old ones: only those of the samples that are trained on `later` need be known before it, unless
+    a value model, a tracker or a KL in the reward asks for all.
     """
     device, gae = players.network.ranks.device, row.advantage == "gae"
     names: list[str] = []
@@ -35,13 +38,22 @@ def measure_rollout(
     whole = gae or players.tracker is not None or row.kl == "reward"
     if whole or updates > 1:
         names += ["old_logprobs", "values"] if gae else ["old_logprobs"]
-        measure(samples if whole else later, present, names, device)
+        if gae or not sampler_is_exact(players):
+            measure(samples if whole else later, present, names, device)
+        else:
+            for sample in samples if whole else later:
+                sample.old_logprobs = sample.sampler_logprobs
     if players.reference is not None:
         with players.reference.active() as model:
             frozen = ActorCritic(model, players.actor.temperature)
             measure(samples, lambda batch: outputs(players, frozen, batch)[:1], ["ref_logprobs"], device)
         names.append("ref_logprobs")
     return names
+
+
+def sampler_is_exact(players: Players) -> bool:
+    """Whether what the sampler said of its tokens is what the trainer would say, to 1e-5 (test_engine.py)."""
+    return isinstance(players.engine, Engine) and players.network.dtype == torch.float32
 
 
 def measure_again(players: Players, samples: Sequence[Sample]) -> None:

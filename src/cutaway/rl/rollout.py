@@ -18,7 +18,7 @@ def side_by_side(device: torch.device) -> int:
     """Most tokens, padding included, that go through a model together on this device.
 
     Answers of like length go together: the smaller the groups, the less padding. A CPU is busy with few tokens."""
-    return 2048 if device.type == "cpu" else 16384
+    return 1024 if device.type == "cpu" else 16384
 
 
 @dataclass
