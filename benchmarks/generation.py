@@ -1,10 +1,12 @@
 """Speed of generation beside `transformers.generate` and llama.cpp, the bytes of the cache, and what bf16 costs.
 
     python benchmarks/generation.py RUN [--rounds 3] [--tokens 256] [--llama-cpp .llama_cpp] [--compile]
+    python benchmarks/generation.py RUN --orders
 
 RUN is a run directory, or a directory with a tokenizer, which gets a `mini` network with random weights. All sides have
 the same weights in bf16 and the same prompts, and take turns; the median round counts. Everything is greedy and ends at
-the length asked for. `--compile` measures torch.compile on one decoding step too.
+the length asked for. `--compile` measures torch.compile on one decoding step too. `--orders` measures nothing but a
+decoding step, by the order in which the matrices lie.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cutaway.generation import decoder
 from cutaway.generation.engine import Engine, Request
 from cutaway.model.config import ModelConfig
 from cutaway.model.transformer import CausalLM
@@ -55,6 +58,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--llama-cpp", type=Path, default=Path(".llama_cpp"))
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--orders", action="store_true")
     arguments = parser.parse_args()
     tokenizer = Tokenizer.load(arguments.run)
     with tempfile.TemporaryDirectory() as folder:
@@ -69,6 +73,9 @@ def main() -> None:
         generator = torch.Generator().manual_seed(0)
         high = min(6000, model.config.vocab_size)
         prompts = torch.randint(high, (REQUESTS, PROMPT), generator=generator).tolist()
+        if arguments.orders:
+            orders(model, tokenizer, prompts)
+            return
         lengths = torch.randint(SHORTEST, LONGEST + 1, (REQUESTS,), generator=generator).tolist()
         speeds(run, model, tokenizer, prompts, lengths, arguments)
     cache_bytes(model, tokenizer)
@@ -184,6 +191,32 @@ def by_llama_cpp(run: Path, prompt: list[int], tokens: int, folder: Path) -> flo
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     speed: float = json.loads(out)["speeds"][0]
     return speed
+
+
+def orders(model: CausalLM, tokenizer: Tokenizer, prompts: list[list[int]]) -> None:
+    """Milliseconds of a decoding step, the fastest of 12 times 8, by dtype, rows and order; the orders take turns."""
+    sides = {"plain": None, "blocked for 1 row": 1, "blocked for 16": 16}
+    print("| ms a step | " + " | ".join(sides) + " |\n| --- |" + " ---: |" * len(sides))
+    for dtype in (torch.float32, torch.bfloat16):
+        for rows in (1, 8, 16, 32):
+            engines = []
+            for order in sides.values():
+                decoder.BLOCKED_FOR = {} if order is None else {dtype: order}
+                engine = Engine(model, tokenizer, slots=rows, dtype=dtype, frozen=True)
+                for seed, prompt in enumerate(prompts[:rows]):
+                    engine.submit(Request(prompt, LONGEST, seed, stop_ids=()))
+                for _ in range(32):
+                    engine.step()
+                engines.append(engine)
+            fastest = [float("inf")] * len(engines)
+            for _ in range(12):
+                for side, engine in enumerate(engines):
+                    started = time.perf_counter()
+                    for _ in range(8):
+                        engine.step()
+                    fastest[side] = min(fastest[side], (time.perf_counter() - started) / 8)
+            cells = " | ".join(f"{1000 * seconds:.1f}" for seconds in fastest)
+            print(f"| {str(dtype).removeprefix('torch.')}, {rows} rows | {cells} |", flush=True)
 
 
 def cache_bytes(model: CausalLM, tokenizer: Tokenizer) -> None:
