@@ -24,9 +24,9 @@ def measure_rollout(
     """Fill the fields of this rank's samples that the row needs; gives back their names, the same on every rank.
 
     Log-probabilities of the policy that answered are the trainer's, so that the first ratio is 1; the sampler's serve
-    where it is the engine and all is fp32, since the two then agree to rounding. In a rollout's first update the
-    present ones are the old ones: only those of the samples that are trained on `later` need be known before it, unless
-    a value model, a tracker or a KL in the reward asks for all.
+    where the two agree to rounding (`sampler_is_exact`). In a rollout's first update the present ones are the old ones:
+    only those of the samples that are trained on `later` need be known before it, unless a value model, a tracker or a
+    KL in the reward asks for all.
     """
     device, gae = players.network.ranks.device, row.advantage == "gae"
     names: list[str] = []
@@ -52,8 +52,10 @@ def measure_rollout(
 
 
 def sampler_is_exact(players: Players) -> bool:
-    """Whether what the sampler said of its tokens is what the trainer would say, to 1e-5 (test_engine.py)."""
-    return isinstance(players.engine, Engine) and players.network.dtype == torch.float32
+    """Whether what the sampler said of its tokens is what the trainer would say, to 1e-5
+    (`tests/unit/test_generation_engine.py`): the engine, in fp32, on a CPU; a GPU rounds fp32 products to TF32."""
+    ranks, dtype = players.network.ranks, players.network.dtype
+    return isinstance(players.engine, Engine) and dtype == torch.float32 and ranks.device.type == "cpu"
 
 
 def measure_again(players: Players, samples: Sequence[Sample]) -> None:

@@ -98,7 +98,8 @@ def measure_step(
         meter.add_masked("clip_fraction_low", low.float(), counted)
         meter.add_masked("clip_fraction_high", high.float(), counted)
     if batch.first:
-        gap = (tokens.old_logprobs - batch.sampler_logprobs).abs()
+        # The policy has not moved yet, and the old ones may be the sampler's own.
+        gap = (logprobs - batch.sampler_logprobs).abs()
         meter.add_masked("sampler_mismatch", gap, own)
     return moved
 
