@@ -9,6 +9,7 @@ residual stream is fp32 whatever the dtype of the matrices.
 import copy
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +28,10 @@ Linear = Callable[[Tensor], Tensor]
 BLOCKED_FOR = {torch.float32: 16, torch.bfloat16: 1}
 """Rows of input that a matrix's blocked order is chosen for, by dtype; any number may come. In fp32 the order for 16
 serves one row as well as its own; in bf16 only that for one row was measured."""
-MOST_BLOCKED = 64
-"""Rows up to which fp32 takes the blocked order. Beyond, on long prompts, the plain one is about as fast, and oneDNN
-would keep kernels for every number of rows that ever came: a server's memory grew by a quarter in ten seconds."""
+MOST_BLOCKED, STEP = 64, 8
+"""Rows up to which fp32 takes the blocked order, filled up to a multiple of `STEP`: oneDNN keeps half a megabyte for
+every matrix and number of rows that ever came, and a server's memory grew with it. Beyond, the plain order is about as
+fast."""
 
 
 class PackedDecoder:
@@ -128,13 +130,16 @@ def pack_linear(
     if packed is None:
         # `cat` of one tensor copies it, so the caller's weights stay untouched and unwatched.
         return lambda x: F.linear(x, weight)
-    blocked, product = packed, torch.ops.mkldnn._linear_pointwise
+    blocked, product = packed, cast(Callable[..., Tensor], torch.ops.mkldnn._linear_pointwise)
 
     def few_or_many(x: Tensor) -> Tensor:
-        if dtype == torch.float32 and x.numel() > MOST_BLOCKED * x.shape[-1]:
+        rows = x.numel() // x.shape[-1]
+        if dtype != torch.float32 or rows == 1:
+            return product(x, blocked, None, "none", [], "")
+        if rows > MOST_BLOCKED:
             return F.linear(x, weight)
-        out: Tensor = product(x, blocked, None, "none", [], "")
-        return out
+        filled = F.pad(x.reshape(rows, -1), (0, 0, 0, -rows % STEP))
+        return product(filled, blocked, None, "none", [], "")[:rows].view(*x.shape[:-1], -1)
 
     return few_or_many
 
