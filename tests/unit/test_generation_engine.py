@@ -9,6 +9,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from cutaway.errors import UserError
+from cutaway.generation import decoder
 from cutaway.generation import engine as engine_module
 from cutaway.generation.defaults import CHAT, generation_config, load_sampling, stop_ids
 from cutaway.generation.engine import Completion, Engine, Request
@@ -278,6 +279,32 @@ def test_the_packed_copy_computes_what_the_model_does(qk_norm: bool) -> None:
         one, other = run_one(packed, request), run_one(plain, request)
         assert one.ids == other.ids
         torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@settings(max_examples=30, deadline=None)
+@given(batch=st.integers(1, 40), length=st.integers(1, 4), inputs=st.integers(1, 70), outputs=st.integers(1, 70))
+def test_a_packed_product_is_the_plain_one_for_any_rows(
+    dtype: torch.dtype, batch: int, length: int, inputs: int, outputs: int
+) -> None:
+    generator = torch.Generator().manual_seed(batch)
+    weight = torch.randn(outputs, inputs, generator=generator).to(dtype)
+    x = torch.randn(batch, length, inputs, generator=generator).to(dtype)
+    for given_x in (x, x[:, 0], x[:, -1:]):  # the last two are not contiguous
+        got = decoder.pack_linear(weight, dtype=dtype)(given_x)
+        exact = given_x.double() @ weight.double().T
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(got.double(), exact, atol=tolerance * inputs**0.5, rtol=tolerance)
+
+
+def test_the_packed_copy_gives_every_row_of_a_batch_what_it_gets_alone() -> None:
+    engine = Engine(tiny_model(), tiny_tokenizer(), slots=5, frozen=True)
+    ids = [engine.submit(request) for request in requests()]
+    done = finish(engine)
+    for number, request in zip(ids, requests(), strict=True):
+        expected = alone(request)
+        assert done[number].ids == expected.ids
+        assert done[number].logprobs == pytest.approx(expected.logprobs, abs=1e-5)
 
 
 def test_the_packed_copy_counts_adapters_and_experts_in() -> None:

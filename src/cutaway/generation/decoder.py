@@ -29,9 +29,8 @@ BLOCKED_FOR = {torch.float32: 16, torch.bfloat16: 1}
 """Rows of input that a matrix's blocked order is chosen for, by dtype; any number may come. In fp32 the order for 16
 serves one row as well as its own; in bf16 only that for one row was measured."""
 MOST_BLOCKED, STEP = 64, 8
-"""Rows up to which fp32 takes the blocked order, filled up to a multiple of `STEP`: oneDNN keeps half a megabyte for
-every matrix and number of rows that ever came, and a server's memory grew with it. Beyond, the plain order is about as
-fast."""
+"""Rows up to which fp32 takes the blocked order, filled up to a multiple of `STEP`: oneDNN keeps memory for every
+matrix and number of rows that ever came, and a server's grew with it. Beyond, the plain order is about as fast."""
 
 
 class PackedDecoder:
@@ -132,12 +131,15 @@ def pack_linear(
         return lambda x: F.linear(x, weight)
     blocked, product = packed, cast(Callable[..., Tensor], torch.ops.mkldnn._linear_pointwise)
 
+    if dtype != torch.float32:
+        return lambda x: product(x, blocked, None, "none", [], "")
+
     def few_or_many(x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        if dtype != torch.float32 or rows == 1:
-            return product(x, blocked, None, "none", [], "")
         if rows > MOST_BLOCKED:
             return F.linear(x, weight)
+        if rows == 1 or rows % STEP == 0:
+            return product(x, blocked, None, "none", [], "")
         filled = F.pad(x.reshape(rows, -1), (0, 0, 0, -rows % STEP))
         return product(filled, blocked, None, "none", [], "")[:rows].view(*x.shape[:-1], -1)
 

@@ -38,10 +38,11 @@ def measure_rollout(
     whole = gae or players.tracker is not None or row.kl == "reward"
     if whole or updates > 1:
         names += ["old_logprobs", "values"] if gae else ["old_logprobs"]
+        asked = samples if whole else later
         if gae or not sampler_is_exact(players):
-            measure(samples if whole else later, present, names, device)
+            measure(asked, present, names, device)
         else:
-            for sample in samples if whole else later:
+            for sample in asked:
                 sample.old_logprobs = sample.sampler_logprobs
     if players.reference is not None:
         with players.reference.active() as model:
