@@ -1,12 +1,12 @@
 """GRPO beside TRL's GRPOTrainer: tokens written a second of rollout and update together, on this machine.
 
-python benchmarks/against_trl_grpo.py --tokenizer TOK [--recipes nano mini] [--rollouts 4] [--prompts 4] [--group 8]
+python benchmarks/against_trl_grpo.py --tokenizer TOK [--recipes nano mini] [--rounds 3] [--rollouts 2] [--prompts 4]
 
 Both train the same random weights by GRPO with a reference (beta 0.04), the same number of answers and of updates a
 rollout. Every answer has a length of its own, uniform in 16 to 256 tokens and the same on both sides: the end is forced
 there. TRL runs in fp32 and in bf16, and the faster of the two counts (`--theirs fp32` leaves bf16 out, which takes
-minutes a rollout on a CPU that has none). The sides take turns in one process, the first rollout of each is not
-counted.
+minutes a rollout on a CPU that has none). The sides take turns in one process, `--rounds` times; the first rollout of
+each turn is not counted, and the median round counts, since these machines are noisy.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--recipes", nargs="+", default=["nano", "mini"])
-    parser.add_argument("--rollouts", type=int, default=4, help="counted ones, on each side")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rollouts", type=int, default=2, help="counted ones of a turn")
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--theirs", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
@@ -50,14 +52,17 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     met = True
     for recipe in flags.recipes:
-        with tempfile.TemporaryDirectory() as folder:
-            init = make_model(recipe, flags.tokenizer, Path(folder) / "init")
-            ours = run_ours(recipe, init, Path(folder), flags)
-            theirs = {name: run_theirs(init, Path(folder), flags, name == "bf16") for name in flags.theirs}
-        best = max(theirs.values())
-        told = ", ".join(f"TRL {name} {value:.0f}" for name, value in theirs.items())
-        print(f"{recipe}: ours {ours:.0f} tokens/s, {told}: {ours / best:.2f} times the faster", flush=True)
-        met &= ours >= 2 * best
+        ratios = []
+        for number in range(flags.rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                init = make_model(recipe, flags.tokenizer, Path(folder) / "init")
+                ours = run_ours(recipe, init, Path(folder), flags)
+                theirs = {name: run_theirs(init, Path(folder), flags, name == "bf16") for name in flags.theirs}
+            ratios.append(ours / max(theirs.values()))
+            told = ", ".join(f"TRL {name} {value:.0f}" for name, value in theirs.items())
+            print(f"{recipe}, round {number + 1}: ours {ours:.0f} tokens/s, {told}: {ratios[-1]:.2f} times", flush=True)
+        print(f"{recipe}: {median(ratios):.2f} times the faster one of TRL's, the median round", flush=True)
+        met &= median(ratios) >= 2
     print("at least 2 times: " + ("met" if met else "not met"))
     return 0 if met else 1
 
