@@ -5,8 +5,9 @@
 
 RUN is a run directory, or a directory with a tokenizer, which gets a `mini` network with random weights. All sides have
 the same weights in bf16 and the same prompts, and take turns; the median round counts. Everything is greedy and ends at
-the length asked for. `--compile` measures torch.compile on one decoding step too. `--orders` measures nothing but a
-decoding step, in fp32 and bf16, by the order in which the matrices lie.
+the length asked for. On a GPU the engine stands there once more, with its steps not recorded as graphs. `--compile`
+measures torch.compile on one decoding step too, on a processor. `--orders` measures nothing but a decoding step, in
+fp32 and bf16, by the order in which the matrices lie.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from cutaway.model.config import ModelConfig
 from cutaway.model.transformer import CausalLM
 from cutaway.model.weights import initialise, load_model, save_model
 from cutaway.tokenization.tokenizer import Tokenizer
+from cutaway.training.precision import pick_device
 
 PROMPT, BATCH, SHORTEST, LONGEST, REQUESTS = 32, 32, 16, 256, 128
 """Tokens of a prompt; rows of a batch; the range of uniform lengths and how many requests have one."""
@@ -67,7 +69,7 @@ def main() -> None:
             run, model = Path(folder) / "mini", mini(tokenizer)
             save_model(model, run, model.config)
             tokenizer.save(run)
-        model = load_model(run).eval()
+        model = load_model(run, pick_device()).eval()
         print(f"{run.name}: {model.num_parameters() / 1e6:.1f}M parameters, vocabulary {model.config.vocab_size};")
         how = "sampled" if arguments.orders else "bf16, greedy"
         print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {how}\n")
@@ -96,7 +98,8 @@ def speeds(
     """The table of tokens a second."""
     import transformers
 
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(run, dtype=torch.bfloat16).eval()
+    device = model.head_weight.device
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(run, dtype=torch.bfloat16).eval().to(device)
     theirs.generation_config = transformers.GenerationConfig()
     engine = Engine(model, tokenizer, slots=BATCH, dtype=torch.bfloat16)
     single = Engine(model, tokenizer, slots=1, dtype=torch.bfloat16)
@@ -116,9 +119,18 @@ def speeds(
             "cutaway": lambda: by_engine(engine, prompts, lengths),
         },
     }
+    other = "llama.cpp"
+    if device.type == "cuda":
+        other = "cutaway, not recorded"
+        launched = Engine(model, tokenizer, slots=BATCH, dtype=torch.bfloat16)
+        launched.recorded = None
+        one, equal, mixed = tasks.values()
+        one[other] = lambda: by_engine(launched, [prompts[0]], [tokens])
+        equal[other] = lambda: by_engine(launched, batch, [tokens // 2] * BATCH)
+        mixed[other] = lambda: by_engine(launched, prompts, lengths)
     by_transformers(theirs, batch, [8] * BATCH, BATCH)
     by_engine(engine, batch, [8] * BATCH)
-    print("| tokens/s | transformers.generate | cutaway | ratio | llama.cpp | cutaway / llama.cpp |")
+    print(f"| tokens/s | transformers.generate | cutaway | ratio | {other} | cutaway / {other} |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name, sides in tasks.items():
         found: dict[str, list[float]] = {side: [] for side in sides}
@@ -128,8 +140,8 @@ def speeds(
         middle = {side: median(values) for side, values in found.items()}
         ratio = middle["cutaway"] / middle["transformers"]
         row = f"| {name} | {middle['transformers']:,.0f} | {middle['cutaway']:,.0f} | {ratio:.2f} |"
-        other = middle.get("llama.cpp", 0.0)
-        print(row + (f" {other:,.0f} | {middle['cutaway'] / other:.2f} |" if other else " | |"), flush=True)
+        speed = middle.get(other, 0.0)
+        print(row + (f" {speed:,.0f} | {middle['cutaway'] / speed:.2f} |" if speed else " | |"), flush=True)
 
 
 def by_engine(engine: Engine, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
@@ -165,7 +177,7 @@ def by_transformers(model: Any, prompts: list[list[int]], lengths: list[int], ba
 
     made, started = sum(lengths), time.perf_counter()
     for i in range(0, len(prompts), batch):
-        ids = torch.tensor(prompts[i : i + batch])
+        ids = torch.tensor(prompts[i : i + batch], device=model.device)
         longest = max(lengths[i : i + batch])
         clock = Clock() if len(prompts) == 1 else None
         limits = {"min_new_tokens": longest, "max_new_tokens": longest}
@@ -239,7 +251,8 @@ def cost_of_bf16(model: CausalLM, tokenizer: Tokenizer, prompts: list[list[int]]
     differences, changed = [], []
     for done in engine.collect():
         with torch.inference_mode():
-            logits = model(torch.tensor([done.prompt_ids + done.ids]))[0, len(done.prompt_ids) - 1 : -1]
+            ids = torch.tensor([done.prompt_ids + done.ids], device=model.head_weight.device)
+            logits = model(ids)[0, len(done.prompt_ids) - 1 : -1].cpu()
         exact = logits.log_softmax(-1).gather(-1, torch.tensor(done.ids).unsqueeze(-1)).squeeze(-1)
         differences.append((torch.tensor(done.logprobs) - exact).abs())
         likeliest = torch.tensor([top[0][0] for top in done.top_logprobs])

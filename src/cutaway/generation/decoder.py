@@ -9,6 +9,7 @@ residual stream is fp32 whatever the dtype of the matrices.
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -37,12 +38,16 @@ class PackedDecoder:
     """A model's weights as they were when it was made, or at the last `load`; `forward` and `logits` read them."""
 
     def __init__(self, model: CausalLM, dtype: torch.dtype) -> None:
-        self.config, self.dtype = model.config, dtype
+        self.config, self.dtype, self.recordable = model.config, dtype, False
         self.load(model)
 
     @torch.no_grad()
     def load(self, model: CausalLM) -> None:
-        """Take over the present weights."""
+        """Take over the present weights; on a GPU where the earlier ones lie, since recorded steps look there."""
+        if self.recordable:
+            for old, new in zip(self.tensors(), PackedDecoder(model, self.dtype).tensors(), strict=True):
+                old.copy_(new)
+            return
         self.rotary = model.model.rotary
         self.embedding = model.model.embed_tokens.weight.detach().to(self.dtype, copy=True)
         self.layers = [_Layer(layer, self.dtype) for layer in model.model.layers if isinstance(layer, DecoderLayer)]
@@ -50,6 +55,12 @@ class PackedDecoder:
         self.floor = torch.tensor(math.sqrt(self.config.hidden_size * self.config.rms_norm_eps)).to(
             self.embedding.device
         )
+        # Experts ask the device how many tokens each of them has, which no recording can.
+        self.recordable = self.embedding.is_cuda and not self.config.num_experts
+
+    def tensors(self) -> list[Tensor]:
+        """Every weight, where all matrices lie in their plain order."""
+        return [self.embedding, *_matrices(self.head), *(one for layer in self.layers for one in layer.tensors())]
 
     def forward(
         self, ids: Int[Tensor, "batch seq"], positions: Int[Tensor, "batch seq"], cache: KVCache
@@ -93,6 +104,11 @@ class _Layer:
         mlp = layer.mlp
         self.mlp = _swiglu(mlp, gain, dtype) if isinstance(mlp, SwiGLU) else _experts(mlp, gain, dtype)
 
+    def tensors(self) -> list[Tensor]:
+        """Every weight, where all matrices lie in their plain order."""
+        gains = [] if self.qk_gain is None else [self.qk_gain]
+        return [*_matrices(self.qkv), *_matrices(self.out), *_matrices(self.mlp), *gains]
+
     def attention(
         self,
         x: Float[Tensor, "batch seq hidden"],
@@ -114,6 +130,34 @@ class _Layer:
         return self.out(out.transpose(1, 2).flatten(2))
 
 
+@dataclass(frozen=True)
+class Plain:
+    """A matrix in its ordinary order: $x \\mapsto x\\,W^\\top$."""
+
+    weight: Float[Tensor, "outputs inputs"]
+
+    def __call__(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
+        return F.linear(x, self.weight)
+
+
+@dataclass(frozen=True)
+class GatedMLP:
+    """SwiGLU with gate and up side by side in one matrix."""
+
+    gate_up: Linear
+    down: Linear
+
+    def __call__(self, x: Float[Tensor, "... hidden"]) -> Float[Tensor, "... hidden"]:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
+
+
+def _matrices(linear: Linear) -> list[Tensor]:
+    if isinstance(linear, GatedMLP):
+        return [*_matrices(linear.gate_up), *_matrices(linear.down)]
+    return [linear.weight] if isinstance(linear, Plain) else []
+
+
 def pack_linear(
     *weights: Float[Tensor, "_ inputs"], dtype: torch.dtype, gain: Float[Tensor, " inputs"] | None = None
 ) -> Linear:
@@ -128,7 +172,7 @@ def pack_linear(
     packed = _blocked(weight)
     if packed is None:
         # `cat` of one tensor copies it, so the caller's weights stay untouched and unwatched.
-        return lambda x: F.linear(x, weight)
+        return Plain(weight)
     blocked, product = packed, cast(Callable[..., Tensor], torch.ops.mkldnn._linear_pointwise)
 
     if dtype != torch.float32:
@@ -165,13 +209,7 @@ def _blocked(weight: Float[Tensor, "outputs inputs"]) -> Tensor | None:
 
 def _swiglu(mlp: SwiGLU, gain: Tensor, dtype: torch.dtype) -> Linear:
     gate_up = pack_linear(_weight(mlp.gate_proj), _weight(mlp.up_proj), dtype=dtype, gain=gain)
-    down = pack_linear(_weight(mlp.down_proj), dtype=dtype)
-
-    def forward(x: Tensor) -> Tensor:
-        gate, up = gate_up(x).chunk(2, -1)
-        return down(F.silu(gate) * up)
-
-    return forward
+    return GatedMLP(gate_up, pack_linear(_weight(mlp.down_proj), dtype=dtype))
 
 
 def _experts(mlp: MixtureOfExperts, gain: Tensor, dtype: torch.dtype) -> Linear:

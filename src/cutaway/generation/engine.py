@@ -15,6 +15,7 @@ from cutaway.errors import UserError
 from cutaway.generation.decoder import PackedDecoder
 from cutaway.generation.defaults import stop_ids
 from cutaway.generation.kv_cache import KVCache
+from cutaway.generation.recorded import RecordedSteps
 from cutaway.generation.sampling import Drawn, Sampling, penalise, sample, uniform
 from cutaway.generation.stop import TextStream
 from cutaway.model.transformer import CausalLM
@@ -144,6 +145,8 @@ class Engine:
         self.device = weight.device
         self.max_length = max_length or model.config.max_position_embeddings
         self.cache = KVCache(model.config, slots, self.max_length, self.dtype, self.device)
+        recordable = self.packed is not None and self.packed.recordable
+        self.recorded = RecordedSteps(self.packed, self.cache) if self.packed is not None and recordable else None
         own = model.config.eos_token_id
         self.stop_ids = frozenset(stop_ids(tokenizer)) | frozenset([own] if isinstance(own, int) else own or ())
         self._ids = itertools.count()
@@ -286,6 +289,9 @@ class Engine:
 
     def _forward(self, first: int, rows: list[_Running], decode: bool) -> Float[Tensor, "batch vocab"]:
         """Logits after the last token of each row: of that token alone (`decode`), or of what is new of the prompt."""
+        self.cache.reserve(min(self.max_length, max(row.length for row in rows) + 1))
+        if decode and self.recorded is not None:
+            return self.recorded.logits([row.ids[-1] for row in rows], [row.length - 1 for row in rows])
         fed = [row.ids[-1:] if decode else row.prompt[row.reused :] for row in rows]
         longest = max(len(ids) for ids in fed)
         # Padding goes behind the prompt, where nothing looks at it.
@@ -294,7 +300,6 @@ class Engine:
         positions = starts.unsqueeze(1) + torch.arange(longest, device=self.device)
         # Padding behind a prompt that was mostly taken over may reach past its slot, into the next one: it is written
         # to the slot's last place, which no prompt fills.
-        self.cache.reserve(min(self.max_length, max(row.length for row in rows) + 1))
         positions = positions.clamp(max=self.cache.length - 1)
         self.cache.begin(first, positions, max(row.length for row in rows))
         if self.packed is not None:
