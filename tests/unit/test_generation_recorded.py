@@ -94,6 +94,25 @@ def test_a_step_is_recorded_once_for_its_rows_and_length_and_again_when_the_cach
     assert made == [(4, 8), (2, 8), (1, 8), (1, 16), (1, 32)]
 
 
+def test_where_nothing_can_be_recorded_it_goes_on_as_it_is_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = engines("cpu", 2, monkeypatch)
+    assert one.packed is not None
+
+    def unable(step: recorded.Step, fed: torch.Tensor) -> recorded.Step:
+        raise RuntimeError("no graphs on this device\nCUDA error, and much more")
+
+    one.recorded = RecordedSteps(one.packed, one.cache, lambda: unable)
+    with caplog.at_level("INFO", "cutaway"):
+        for engine in (one, other):
+            engine.submit(Request([1, 2], 30, seed=3, stop_ids=(), **SAMPLED))
+        same(finish(one), finish(other))
+    assert [record.getMessage() for record in caplog.records] == [
+        "decoding steps are not recorded here, and slower: no graphs on this device"
+    ]
+
+
 @NEEDS_GPU
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_recorded_steps_read_the_weights_that_a_refresh_brought(dtype: torch.dtype) -> None:

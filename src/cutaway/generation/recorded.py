@@ -5,6 +5,7 @@ them. A graph starts them all at once, but always with the same shapes and addre
 of rows and a length, both rounded up to a power of two, and its input is copied to where the recorded kernels look.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from cutaway.generation.decoder import PackedDecoder
 from cutaway.generation.kv_cache import FIRST_LENGTH, KVCache
 
+log = logging.getLogger("cutaway")
 Step = Callable[[Int[Tensor, "2 rows"]], Float[Tensor, "rows vocab"]]
 """Token ids and positions to logits."""
 Recorder = Callable[[Step, Tensor], Step]
@@ -50,8 +52,16 @@ class RecordedSteps:
         missing = rows - len(ids)
         fed = torch.tensor([[*ids, *[0] * missing], [*positions, *[self.cache.length - 1] * missing]])
         if (rows, length) not in self._steps:
-            self._steps[rows, length] = self._record(self._step(length), fed.to(self._store.device))
+            self._steps[rows, length] = self._recorded(self._step(length), fed.to(self._store.device))
         return self._steps[rows, length](fed)[: len(ids)]
+
+    def _recorded(self, step: Step, fed: Int[Tensor, "2 rows"]) -> Step:
+        try:
+            return self._record(step, fed)
+        except RuntimeError as error:
+            log.info("decoding steps are not recorded here, and slower: %s", str(error).splitlines()[0])
+            self._record, self._new_recorder = as_it_is, lambda: as_it_is
+            return as_it_is(step, fed)
 
     def _step(self, length: int) -> Step:
         def step(fed: Int[Tensor, "2 rows"]) -> Float[Tensor, "rows vocab"]:
