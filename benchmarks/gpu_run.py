@@ -9,9 +9,10 @@ Needs what the package needs but tyro, and no network: it works from the source 
 run, and asks the result the prompts of `prompts.jsonl`. A speed measurement shortens the pretraining where it would not
 end in time, and says so. `mfu` times steps of `mini` and `small` at several micro-batches against the matrix-product
 rate measured beside them, and lists the kernels that took longest.
-`equal` compares losses and gradients of the compiled bf16 network and of the plain one with
-those in fp32. `memory` takes a step of each recipe with no more memory than a card of so many GB has, at the
-micro-batch that a run on such a card derives, compiled or not, with activation checkpointing or without, and puts the
+`equal` compares losses and gradients of the compiled bf16 network and of the plain one with those in fp32, and the
+logits of decoding steps recorded as CUDA graphs with those of steps launched one by one. `memory` takes a step of each
+recipe with no more memory than a card of so many GB has, at the micro-batch that a run on such a card derives, compiled
+or not, with activation checkpointing or without, and puts the
 peak beside what `cutaway plan` computes. OUT gets at most eight files of under 15 MB: `report.json` and `report.md`,
 `rest.tar.gz` (both runs' metrics, samples, curves, recipes, tokenizer, logs, the index of the weights), and the weights
 in bf16, sharded. It is written anew after every part, so that a run that is cut off leaves what it has. What needs a
@@ -40,8 +41,11 @@ from torch import Tensor  # noqa: E402
 
 from cutaway.data.loader import Batch  # noqa: E402
 from cutaway.generation.conversation import answer_prompt  # noqa: E402
+from cutaway.generation.decoder import PackedDecoder  # noqa: E402
 from cutaway.generation.defaults import load_sampling  # noqa: E402
 from cutaway.generation.generate import generate  # noqa: E402
+from cutaway.generation.kv_cache import KVCache  # noqa: E402
+from cutaway.generation.recorded import Graphs, RecordedSteps, Recorder, as_it_is  # noqa: E402
 from cutaway.model.transformer import CausalLM  # noqa: E402
 from cutaway.model.weights import initialise, load_model, write_safetensors, write_text  # noqa: E402
 from cutaway.recipe.files import load_recipe, save_recipe  # noqa: E402
@@ -302,7 +306,33 @@ def equal(arguments: argparse.Namespace, work: Path, device: torch.device) -> di
         worst = max(off, key=lambda key: off[key])
         found[name] = {"mean": sum(off.values()) / len(off), "worst": off[worst], "worst_of": worst}
     found["equal"] = found["fused"]["worst"] <= 1.5 * found["plain"]["worst"] + 1e-3
+    if device.type == "cuda":
+        for dtype in (torch.float32, torch.bfloat16):
+            model = network_of(arguments.recipe, arguments.vocab_size, 512, device, dtype).model
+            found[f"recorded_{dtype}".replace("torch.", "")] = recorded_apart(model, dtype, Graphs)
     return found
+
+
+@torch.inference_mode()
+def recorded_apart(model: CausalLM, dtype: torch.dtype, recorder: Callable[[], Recorder]) -> float:
+    """The largest difference of logits between recorded steps and the same launched one by one: three rows, 300
+    positions, in which the cache grows, and again with other weights. Raises RuntimeError where nothing is recorded."""
+    decoder, draw = PackedDecoder(model, dtype), torch.Generator().manual_seed(0)
+    caches = [KVCache(model.config, 4, 512, dtype, model.head_weight.device) for _ in range(2)]
+    steps = RecordedSteps(decoder, caches[0], recorder), RecordedSteps(decoder, caches[1], lambda: as_it_is)
+    largest = 0.0
+    for seed in range(2):
+        initialise(model, seed)
+        decoder.load(model)
+        for position in range(300):
+            ids = torch.randint(model.config.vocab_size, (3,), generator=draw).tolist()
+            for cache in caches:
+                cache.reserve(position + 2)
+            one, other = (side.logits(ids, [position] * 3).float() for side in steps)
+            largest = max(largest, float((one - other).abs().max()))
+    if not steps[0].recording:
+        raise RuntimeError("the decoding steps could not be recorded")
+    return largest
 
 
 def distance(gradient: Tensor, exact: Tensor) -> float:
@@ -439,6 +469,8 @@ def described(report: dict[str, Any]) -> str:
         lines += ["", f"Gradients, distance from fp32: plain bf16 {found['plain']['mean']:.2e} (worst "]
         lines[-1] += f"{found['plain']['worst']:.2e}), compiled {found['fused']['mean']:.2e} (worst "
         lines[-1] += f"{found['fused']['worst']:.2e}): {'equal to rounding' if found['equal'] else 'NOT EQUAL'}."
+        apart = [f"{name} {found[name]:.1e}" for name in ("recorded_float32", "recorded_bfloat16") if name in found]
+        lines += ["", f"Recorded decoding steps, largest difference of a logit: {', '.join(apart)}."] if apart else []
     return "\n".join(lines) + "\n"
 
 

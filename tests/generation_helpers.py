@@ -4,6 +4,7 @@ from functools import cache
 
 import torch
 
+from cutaway.generation.engine import Completion, Engine
 from cutaway.model.config import ModelConfig
 from cutaway.model.transformer import CausalLM
 from cutaway.recipe.base import TokenizerSettings
@@ -39,3 +40,10 @@ def tiny_model(qk_norm: bool = True, seed: int = 0) -> CausalLM:
             if parameter.ndim == 2:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return model.eval()
+
+
+def finish(engine: Engine) -> dict[int, Completion]:
+    """Steps until nothing is left to do; the completions by the number of their request."""
+    while engine.busy:
+        engine.step()
+    return {done.id: done for done in engine.collect()}

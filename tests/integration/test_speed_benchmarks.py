@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from cutaway.data.loader import Batch
+from cutaway.generation import recorded
 from cutaway.recipe.base import TrainSettings
 from cutaway.training.preparation import Plan
 from model_helpers import random_model, tiny_config
@@ -222,3 +223,21 @@ def test_documents_of_a_mixed_batch_do_not_predict_one_another(benchmark: Any) -
     assert (batch.targets[batch.documents < 0] == -100).all()
     inside = ~changed & (batch.targets[:, :-1] != -100)
     assert torch.equal(batch.targets[:, :-1][inside], batch.input_ids[:, 1:][inside])
+
+
+def test_recorded_steps_that_are_stale_or_not_recorded_are_found(benchmark: Any) -> None:
+    """`gpu_run.py`'s comparison, with recorders that need no GPU."""
+    apart = benchmark("gpu_run").recorded_apart
+
+    def stale(step: recorded.Step, fed: torch.Tensor) -> recorded.Step:
+        logits = step(fed)
+        return lambda given: logits
+
+    def unable(step: recorded.Step, fed: torch.Tensor) -> recorded.Step:
+        raise RuntimeError("no graphs here")
+
+    model = random_model(tiny_config(), 0)
+    assert apart(model, torch.float32, lambda: recorded.as_it_is) == 0
+    assert apart(model, torch.float32, lambda: stale) > 0.01
+    with pytest.raises(RuntimeError, match="could not be recorded"):
+        apart(model, torch.float32, lambda: unable)

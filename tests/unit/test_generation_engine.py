@@ -17,7 +17,7 @@ from cutaway.generation.generate import document_prompt, generate, stream
 from cutaway.generation.sampling import Sampling
 from cutaway.model.lora import LoRAConfig, adapt
 from cutaway.model.transformer import CausalLM
-from generation_helpers import tiny_model, tiny_tokenizer
+from generation_helpers import finish, tiny_model, tiny_tokenizer
 
 SAMPLING = Sampling(temperature=1.3, top_k=200, top_p=0.98, min_p=0.001)
 
@@ -34,12 +34,6 @@ def requests() -> list[Request]:
 
 def new_engine(slots: int = 4, max_length: int | None = None) -> Engine:
     return Engine(tiny_model(), tiny_tokenizer(), slots=slots, max_length=max_length)
-
-
-def finish(engine: Engine) -> dict[int, Completion]:
-    while engine.busy:
-        engine.step()
-    return {done.id: done for done in engine.collect()}
 
 
 def run_one(engine: Engine, request: Request) -> Completion:

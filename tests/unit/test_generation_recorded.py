@@ -1,6 +1,6 @@
-"""Recorded decoding steps: rounding up changes nothing, shown here without recording, and with it where a GPU is."""
+"""Recorded decoding steps: what is rounded up changes nothing, and a refresh fills the same addresses. Shown without a
+GPU, so nothing is recorded here; `benchmarks/gpu_run.py --parts equal` compares real recordings."""
 
-import copy
 import dataclasses
 
 import pytest
@@ -8,35 +8,25 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from cutaway.generation import recorded
+from cutaway.generation import decoder, recorded
+from cutaway.generation.decoder import PackedDecoder
 from cutaway.generation.engine import Completion, Engine, Request
+from cutaway.generation.kv_cache import KVCache
 from cutaway.generation.recorded import RecordedSteps, as_it_is
 from cutaway.generation.sampling import Sampling
-from generation_helpers import tiny_model, tiny_tokenizer
+from generation_helpers import finish, tiny_model, tiny_tokenizer
 
 SAMPLED = dataclasses.asdict(Sampling(temperature=1.3, top_p=0.98))
-NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_GPU)]
 
 
-def engines(device: str, slots: int, monkeypatch: pytest.MonkeyPatch, first_length: int = 8) -> tuple[Engine, Engine]:
-    """One whose steps are recorded, or on a CPU rounded up in the same way and run as they are; and a plain one."""
-    monkeypatch.setattr(recorded, "FIRST_LENGTH", first_length)
-    monkeypatch.setattr("cutaway.generation.kv_cache.FIRST_LENGTH", first_length)
-    model = copy.deepcopy(tiny_model()).to(device)
-    one, other = (Engine(model, tiny_tokenizer(), slots=slots, frozen=True) for _ in range(2))
-    assert one.packed is not None
-    other.recorded = None
-    if device == "cpu":
-        one.recorded = RecordedSteps(one.packed, one.cache, lambda: as_it_is)
-    assert one.recorded is not None
+def engines(slots: int, monkeypatch: pytest.MonkeyPatch, recorder: recorded.Recorder) -> tuple[Engine, Engine]:
+    """One whose steps are rounded up as for recording, and a plain one."""
+    monkeypatch.setattr(recorded, "FIRST_LENGTH", 8)
+    monkeypatch.setattr("cutaway.generation.kv_cache.FIRST_LENGTH", 8)
+    one, other = (Engine(tiny_model(), tiny_tokenizer(), slots=slots, frozen=True) for _ in range(2))
+    assert one.packed is not None and other.recorded is None
+    one.recorded = RecordedSteps(one.packed, one.cache, lambda: recorder)
     return one, other
-
-
-def finish(engine: Engine) -> dict[int, Completion]:
-    while engine.busy:
-        engine.step()
-    return {done.id: done for done in engine.collect()}
 
 
 def same(one: dict[int, Completion], other: dict[int, Completion]) -> None:
@@ -46,18 +36,15 @@ def same(one: dict[int, Completion], other: dict[int, Completion]) -> None:
         assert done.reused == other[key].reused
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     slots=st.integers(1, 6),
     wanted=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 30), st.integers(0, 3)), min_size=1, max_size=8),
 )
-def test_rounding_rows_and_length_up_changes_nothing(
-    device: str, slots: int, wanted: list[tuple[int, int, int]]
-) -> None:
+def test_rounding_rows_and_length_up_changes_nothing(slots: int, wanted: list[tuple[int, int, int]]) -> None:
     """Prompts that begin alike take over what free slots hold, which the rows filled up must not have spoiled."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        one, other = engines(device, slots, monkeypatch)
+        one, other = engines(slots, monkeypatch, as_it_is)
         for engine in (one, other):
             for seed, (prompt, new, gap) in enumerate(wanted):
                 engine.submit(Request([7] * prompt + [seed % 3], new, seed=seed, stop_ids=(), **SAMPLED))
@@ -66,24 +53,16 @@ def test_rounding_rows_and_length_up_changes_nothing(
         same(finish(one), finish(other))
 
 
-@pytest.mark.parametrize("device", DEVICES)
 def test_a_step_is_recorded_once_for_its_rows_and_length_and_again_when_the_cache_has_grown(
-    device: str, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    one, _ = engines(device, 4, monkeypatch)
-    assert one.recorded is not None
-    new_recorder, made = one.recorded._new_recorder, []
+    made = []
 
-    def counting() -> recorded.Recorder:
-        record = new_recorder()
+    def noted(step: recorded.Step, fed: torch.Tensor) -> recorded.Step:
+        made.append((fed.shape[1], one.cache.length))
+        return as_it_is(step, fed)
 
-        def noted(step: recorded.Step, fed: torch.Tensor) -> recorded.Step:
-            made.append((fed.shape[1], one.cache.length))
-            return record(step, fed)
-
-        return noted
-
-    one.recorded = RecordedSteps(one.recorded.decoder, one.cache, counting)
+    one, _ = engines(4, monkeypatch, noted)
     for new in (5, 5, 5):
         one.submit(Request([1, 2], new, stop_ids=()))
     finish(one)
@@ -97,13 +76,10 @@ def test_a_step_is_recorded_once_for_its_rows_and_length_and_again_when_the_cach
 def test_where_nothing_can_be_recorded_it_goes_on_as_it_is_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one, other = engines("cpu", 2, monkeypatch)
-    assert one.packed is not None
-
     def unable(step: recorded.Step, fed: torch.Tensor) -> recorded.Step:
         raise RuntimeError("no graphs on this device\nCUDA error, and much more")
 
-    one.recorded = RecordedSteps(one.packed, one.cache, lambda: unable)
+    one, other = engines(2, monkeypatch, unable)
     with caplog.at_level("INFO", "cutaway"):
         for engine in (one, other):
             engine.submit(Request([1, 2], 30, seed=3, stop_ids=(), **SAMPLED))
@@ -113,22 +89,24 @@ def test_where_nothing_can_be_recorded_it_goes_on_as_it_is_and_says_so_once(
     ]
 
 
-@NEEDS_GPU
+@pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_recorded_steps_read_the_weights_that_a_refresh_brought(dtype: torch.dtype) -> None:
-    model = copy.deepcopy(tiny_model()).to("cuda")
-    engine = Engine(model, tiny_tokenizer(), slots=2, dtype=dtype, frozen=True)
-    asked = Request([5, 9, 100], 12, stop_ids=(), temperature=0)
-    engine.submit(asked)
-    before = finish(engine).popitem()[1]
-    changed = copy.deepcopy(tiny_model(seed=9)).to("cuda")
-    model.load_state_dict(changed.state_dict())
-    engine.submit(asked)
-    assert finish(engine).popitem()[1].ids == before.ids
-    engine.refresh()
-    fresh = Engine(changed, tiny_tokenizer(), slots=2, dtype=dtype, frozen=True)
-    for one in (engine, fresh):
-        one.submit(asked)
-    got, expected = finish(engine).popitem()[1], finish(fresh).popitem()[1]
-    assert got.ids == expected.ids != before.ids
-    assert got.logprobs == expected.logprobs
+def test_a_refresh_fills_every_weight_where_the_earlier_one_lay(
+    qk_norm: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: matrices in their plain order, and a decoder that counts as recordable."""
+    monkeypatch.setattr(decoder, "BLOCKED_FOR", {})
+    monkeypatch.setattr(PackedDecoder, "recordable", True)
+    packed, changed = PackedDecoder(tiny_model(qk_norm), dtype), tiny_model(qk_norm, seed=9)
+    before, places = [one.clone() for one in packed.tensors()], [one.data_ptr() for one in packed.tensors()]
+    packed.load(changed)
+    assert [one.data_ptr() for one in packed.tensors()] == places
+    fresh = PackedDecoder(changed, dtype)
+    ids, positions = torch.tensor([[5, 9, 100]]), torch.arange(3)[None]
+    hidden = []
+    for one in (packed, fresh):
+        cache = KVCache(changed.config, 1, 8, dtype)
+        cache.begin(0, positions, 3)
+        hidden.append(one.logits(one.forward(ids, positions, cache)[:, -1]))
+    assert torch.equal(*hidden)
+    assert not torch.equal(packed.tensors()[0], before[0])

@@ -38,16 +38,26 @@ class PackedDecoder:
     """A model's weights as they were when it was made, or at the last `load`; `forward` and `logits` read them."""
 
     def __init__(self, model: CausalLM, dtype: torch.dtype) -> None:
-        self.config, self.dtype, self.recordable = model.config, dtype, False
-        self.load(model)
+        self.config, self.dtype = model.config, dtype
+        self._pack(model)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether its steps can be recorded on a GPU. Experts ask the device how many tokens each of them has, which no
+        recording can."""
+        return self.embedding.is_cuda and not self.config.num_experts
 
     @torch.no_grad()
     def load(self, model: CausalLM) -> None:
         """Take over the present weights; on a GPU where the earlier ones lie, since recorded steps look there."""
-        if self.recordable:
-            for old, new in zip(self.tensors(), PackedDecoder(model, self.dtype).tensors(), strict=True):
-                old.copy_(new)
+        if not self.recordable:
+            self._pack(model)
             return
+        for old, new in zip(self.tensors(), PackedDecoder(model, self.dtype).tensors(), strict=True):
+            old.copy_(new)
+
+    @torch.no_grad()
+    def _pack(self, model: CausalLM) -> None:
         self.rotary = model.model.rotary
         self.embedding = model.model.embed_tokens.weight.detach().to(self.dtype, copy=True)
         self.layers = [_Layer(layer, self.dtype) for layer in model.model.layers if isinstance(layer, DecoderLayer)]
@@ -55,8 +65,6 @@ class PackedDecoder:
         self.floor = torch.tensor(math.sqrt(self.config.hidden_size * self.config.rms_norm_eps)).to(
             self.embedding.device
         )
-        # Experts ask the device how many tokens each of them has, which no recording can.
-        self.recordable = self.embedding.is_cuda and not self.config.num_experts
 
     def tensors(self) -> list[Tensor]:
         """Every weight, where all matrices lie in their plain order."""

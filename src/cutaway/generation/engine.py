@@ -145,8 +145,7 @@ class Engine:
         self.device = weight.device
         self.max_length = max_length or model.config.max_position_embeddings
         self.cache = KVCache(model.config, slots, self.max_length, self.dtype, self.device)
-        recordable = self.packed is not None and self.packed.recordable
-        self.recorded = RecordedSteps(self.packed, self.cache) if self.packed is not None and recordable else None
+        self.recorded = RecordedSteps(self.packed, self.cache) if self.packed and self.packed.recordable else None
         own = model.config.eos_token_id
         self.stop_ids = frozenset(stop_ids(tokenizer)) | frozenset([own] if isinstance(own, int) else own or ())
         self._ids = itertools.count()

@@ -33,7 +33,7 @@ class RecordedSteps:
     def __init__(self, decoder: PackedDecoder, cache: KVCache, recorder: Callable[[], Recorder] | None = None) -> None:
         """`recorder` makes what turns a step and an input into the step that is repeated; None takes `Graphs`."""
         self.decoder, self.cache = decoder, cache
-        self._new_recorder = recorder or Graphs
+        self._new_recorder, self.recording = recorder or Graphs, True
         self._forget()
 
     def _forget(self) -> None:
@@ -56,11 +56,13 @@ class RecordedSteps:
         return self._steps[rows, length](fed)[: len(ids)]
 
     def _recorded(self, step: Step, fed: Int[Tensor, "2 rows"]) -> Step:
+        if not self.recording:
+            return as_it_is(step, fed)
         try:
             return self._record(step, fed)
         except RuntimeError as error:
             log.info("decoding steps are not recorded here, and slower: %s", str(error).splitlines()[0])
-            self._record, self._new_recorder = as_it_is, lambda: as_it_is
+            self.recording = False
             return as_it_is(step, fed)
 
     def _step(self, length: int) -> Step:
