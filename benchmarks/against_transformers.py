@@ -1,19 +1,25 @@
-"""Cutaway's training step beside a padded fp32 loop over a `transformers` Llama of the same shape, in one run.
+"""Cutaway's training beside loops over a `transformers` Llama of the same shape, in one run.
 
     python benchmarks/against_transformers.py speed   --pretrain P.jsonl.xz --sft S.jsonl.xz --tokenizer DIR
     python benchmarks/against_transformers.py quality --pretrain P.jsonl.xz --tokenizer DIR --minutes 15 --seeds 2
+        [--peers padded tuned] [--peer-lrs 2e-3 4e-3 8e-3] [--together]
 
-`speed` alternates short stretches of both, so that a noisy machine hurts both alike, and prints useful (non-padding)
-tokens a second and the share of the bf16 matrix-product rate measured between them. `quality` trains both for the same
-wall-clock and prints bits per byte of the same held-out documents. The peer is what MiniMind's scripts do: a document a
-row, padded and truncated, fp32, AdamW with cosine decay, no compilation.
+`speed` alternates short stretches of ours and `padded`, so that a noisy machine hurts both alike, and prints useful
+(non-padding) tokens a second and the share of the bf16 matrix-product rate measured between them. `quality` trains each
+side for the same wall-clock, start and compilation from an empty cache included, and prints bits per byte of the same
+held-out documents. The peers, both with AdamW, 3 % warm-up and cosine decay:
+
+    padded    what MiniMind's scripts do: a document a row, padded and truncated, fp32, no compilation
+    tuned     the loop at its best: packed rows without a mask between documents, compiled, bf16 where there are units
+
+With several `--peer-lrs` the first seed tries them all, and the others take the best. Results are kept in `--json`, by
+what decides them, and not measured again, so a stopped run goes on.
 """
 
 import argparse
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -28,7 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cutaway.data.cache import build_cache, split_holdout
+from cutaway.data.cache import TokenCache, build_cache, split_holdout
 from cutaway.data.loader import Batch, RowSource, evaluation_batches
 from cutaway.evals.bpb import bits_per_byte
 from cutaway.model.config import ModelConfig
@@ -43,10 +49,12 @@ from cutaway.training.network import Network
 from cutaway.training.optim import make_optimizers
 from cutaway.training.precision import keep_freed_memory
 from padded import PaddedRows
+from training_speed import Kept, causal_logits, loss_of, machine, named
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)
 HOLDOUT = 131072
+OURS, PEERS = "cutaway", ("padded", "tuned")
 
 
 def main() -> None:
@@ -59,9 +67,11 @@ def main() -> None:
     parser.add_argument("--row-length", type=int, default=512)
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--peer-rows", type=int, default=16, help="rows in a step of the peer")
-    parser.add_argument("--peer-lr", type=float, default=5e-4, help="peak learning rate of the peer")
-    parser.add_argument("--together", action="store_true", help="quality: both at once, a core each")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="for quality")
+    parser.add_argument("--peer-rows", type=int, default=16, help="rows in a step of a peer")
+    parser.add_argument("--peer-lrs", type=float, nargs="+", default=[5e-4], help="peak learning rates of the peers")
+    parser.add_argument("--together", action="store_true", help="quality: two at once, a core each")
+    parser.add_argument("--json", default="benchmarks/results/quality.json", help="where results of quality are kept")
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--out", default="benchmarks/results")
     arguments = parser.parse_args()
@@ -73,11 +83,14 @@ def main() -> None:
     if arguments.what == "peer":
         train_peer(arguments, config, tokenizer)
         return
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    result = speed(arguments, config, tokenizer) if arguments.what == "speed" else quality(arguments, config, tokenizer)
+    print(f"{machine()}, torch {torch.__version__}")
+    if arguments.what == "quality":
+        quality(arguments, config, tokenizer)
+        return
+    result = speed(arguments, config, tokenizer)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    name = f"against_transformers_{arguments.what}.json"
+    name = "against_transformers_speed.json"
     (out / name).write_text(json.dumps({"arguments": vars(arguments), "result": result}, indent=1) + "\n")
 
 
@@ -190,48 +203,90 @@ def _fill(source: RowSource) -> float:
     return batch.useful_tokens() / batch.input_ids.numel()
 
 
-def quality(arguments: argparse.Namespace, config: ModelConfig, tokenizer: Tokenizer) -> list[dict[str, float]]:
-    """Bits per byte of the same held-out documents after the same wall-clock, start and compilation included.
+def quality(arguments: argparse.Namespace, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """A table of bits per byte of the same held-out documents after the same wall-clock.
 
-    Ours is the plain `cutaway pretrain` command with its derived settings. With `--together` the two run at the same
+    Ours is the plain `cutaway pretrain` command with its derived settings. With `--together` two sides run at the same
     time, each with one thread on a core of its own, so that a noisy machine cannot favour one of them.
     """
+    kept, best = Kept(Path(arguments.json)), {}
     cache = build_cache([arguments.pretrain], tokenizer, "pretrain")
-    results = []
+    print("\n| seed | side | peak rate | steps | tokens | clock, s | held-out bits per byte |")
+    print("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
     for seed in range(arguments.seeds):
-        # Both sides leave out the documents that the same hash of seed and content chooses.
-        _, heldout = split_holdout(cache, HOLDOUT, seed)
-        held, num_bytes = evaluation_batches(cache, heldout, 8, arguments.row_length)
-        with tempfile.TemporaryDirectory() as folder:
-            commands = [_peer_command(arguments, seed, folder), _own_command(arguments, seed, folder)]
-            if arguments.together:
-                running = [_on_core(command, core) for core, command in enumerate(commands)]
-                codes = [process.wait() for process in running]
-            else:
-                codes = [subprocess.run(command).returncode for command in commands]
-            if any(codes):
-                raise SystemExit(f"a training process failed: exit codes {codes}")
-            tokens = json.loads(Path(folder, "peer.json").read_text())["tokens"]
-            peer = peer_model(config, seed)
-            peer.load_state_dict(load_file(Path(folder, "peer.safetensors")), strict=False)
-            own = load_model(Path(folder, "own"))
-            last = read_metrics(Path(folder, "own"))[-1]
-            recipe = Path(folder, "own", "recipe.toml").read_text()
-        scores: dict[str, float] = {"peer_bpb": bits_per_byte(as_network(peer), held, num_bytes)["bpb"]}
-        scores["own_bpb"] = bits_per_byte(Network(own, ALONE, torch.bfloat16), held, num_bytes)["bpb"]
-        scores |= {"seed": seed, "peer_tokens": tokens, "own_tokens": last["tokens"]}
-        scores["lower_by"] = 1 - scores["own_bpb"] / scores["peer_bpb"]
-        if seed == 0:
-            print(recipe)
-        print(json.dumps({key: round(value, 4) for key, value in scores.items()}), flush=True)
-        results.append(scores)
-    return results
+        tries = [(peer, rate) for peer in arguments.peers for rate in best.get(peer, arguments.peer_lrs)]
+        runs = {side: _named(arguments, *side, seed) for side in [*tries, (OURS, 0.0)]}
+        missing = [side for side, name in runs.items() if name in kept.missing([name])]
+        at_once = 2 if arguments.together else 1
+        for start in range(0, len(missing), at_once):
+            some = missing[start : start + at_once]
+            for side, found in zip(some, _trained(arguments, config, cache, some, seed), strict=True):
+                kept.add(runs[side], found)
+        for (side, rate), name in runs.items():
+            row = kept.found[name]
+            shown = "" if side == OURS else f"{rate:g}"
+            numbers = f"{row['steps']:,} | {row['tokens']:,.0f} | {row['seconds']:.0f} | {row['bpb']:.4f}"
+            print(f"| {seed} | {side} | {shown} | {numbers} |", flush=True)
+        for peer in arguments.peers:
+            ends = {rate: kept.found[name]["bpb"] for (side, rate), name in runs.items() if side == peer}
+            best[peer] = [min(ends, key=ends.__getitem__)]
 
 
-def _peer_command(arguments: argparse.Namespace, seed: int, folder: str) -> list[str]:
+def _named(arguments: argparse.Namespace, side: str, rate: float, seed: int) -> str:
+    """What decides a result."""
+    deciding = ("pretrain", "tokenizer", "row_length", "minutes", "together")
+    peer = f" at {rate:g}, {arguments.peer_rows} rows" if side != OURS else ""
+    return named(f"{arguments.recipe} {side}{peer}, seed {seed}", arguments, *deciding)
+
+
+def _trained(
+    arguments: argparse.Namespace, config: ModelConfig, cache: TokenCache, sides: list[tuple[str, float]], seed: int
+) -> list[dict[str, float]]:
+    """Train these sides, at once where they are two, and measure what they end with."""
+    # All sides leave out the documents that the same hash of seed and content chooses.
+    _, heldout = split_holdout(cache, HOLDOUT, seed)
+    held, num_bytes = evaluation_batches(cache, heldout, 8, arguments.row_length)
+    with tempfile.TemporaryDirectory() as folder:
+        places = [Path(folder, str(number)) for number in range(len(sides))]
+        begun = time.perf_counter()
+        running = []
+        for core, ((side, rate), place) in enumerate(zip(sides, places, strict=True)):
+            place.mkdir()
+            command = (
+                _own_command(arguments, seed, place)
+                if side == OURS
+                else _peer_command(arguments, side, rate, seed, place)
+            )
+            running.append(_begun(command, place, core if len(sides) > 1 else None))
+        seconds = []
+        for process in running:
+            if process.wait():
+                raise SystemExit(f"a training process failed: exit code {process.returncode}")
+            seconds.append(time.perf_counter() - begun)
+        found = []
+        for (side, _), place, taken in zip(sides, places, seconds, strict=True):
+            network, steps, tokens = _own_end(place) if side == OURS else _peer_end(place, config)
+            bpb = bits_per_byte(network, held, num_bytes)["bpb"]
+            found.append({"bpb": bpb, "steps": steps, "tokens": tokens, "seconds": taken})
+    return found
+
+
+def _own_end(place: Path) -> tuple[Network, int, float]:
+    last = read_metrics(place / "own")[-1]
+    return Network(load_model(place / "own"), ALONE, torch.float32), int(last["step"]), last["tokens"]
+
+
+def _peer_end(place: Path, config: ModelConfig) -> tuple[Network, int, float]:
+    told = json.loads((place / "peer.json").read_text())
+    peer = peer_model(config, 0)
+    peer.load_state_dict(load_file(place / "peer.safetensors"), strict=False)
+    return as_network(peer), told["steps"], told["tokens"]
+
+
+def _peer_command(arguments: argparse.Namespace, side: str, rate: float, seed: int, place: Path) -> list[str]:
     flags = {"pretrain": arguments.pretrain, "tokenizer": arguments.tokenizer, "recipe": arguments.recipe}
-    flags |= {"row-length": arguments.row_length, "minutes": arguments.minutes, "peer-lr": arguments.peer_lr}
-    flags |= {"peer-rows": arguments.peer_rows, "seed": seed, "out": folder}
+    flags |= {"row-length": arguments.row_length, "minutes": arguments.minutes, "peer-lrs": rate, "peers": side}
+    flags |= {"peer-rows": arguments.peer_rows, "seed": seed, "out": str(place)}
     return [
         sys.executable,
         __file__,
@@ -240,42 +295,57 @@ def _peer_command(arguments: argparse.Namespace, seed: int, folder: str) -> list
     ]
 
 
-def _own_command(arguments: argparse.Namespace, seed: int, folder: str) -> list[str]:
+def _own_command(arguments: argparse.Namespace, seed: int, place: Path) -> list[str]:
     flags = {"recipe": arguments.recipe, "data": arguments.pretrain, "init": arguments.tokenizer, "scripts": "keep"}
     flags |= {"row-length": arguments.row_length, "minutes": arguments.minutes, "holdout-tokens": HOLDOUT}
-    flags |= {"eval-every": 1000000, "sample-every": 0, "out": f"{folder}/own", "seed": seed}
+    flags |= {"eval-every": 1000000, "sample-every": 0, "out": f"{place}/own", "seed": seed}
     return [sys.executable, "-m", "cutaway", "pretrain", *(str(p) for key, v in flags.items() for p in (f"--{key}", v))]
 
 
-def _on_core(command: list[str], core: int) -> "subprocess.Popen[bytes]":
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, {core}))
+def _begun(command: list[str], place: Path, core: int | None) -> "subprocess.Popen[bytes]":
+    """The process, its compiler's cache empty; with a core's number, on that core alone."""
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(place / "compiled")}
+    if core is None:
+        return subprocess.Popen(command, env=environment)
+    alone = environment | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=alone, preexec_fn=lambda: os.sched_setaffinity(0, {core}))
 
 
 def train_peer(arguments: argparse.Namespace, config: ModelConfig, tokenizer: Tokenizer) -> None:
-    """The peer's training process."""
+    """The training process of a peer."""
     start, budget = time.perf_counter(), arguments.minutes * 60
+    (side,), (rate,), rows = arguments.peers, arguments.peer_lrs, arguments.peer_rows
     cache = build_cache([arguments.pretrain], tokenizer, "pretrain")
     train, _ = split_holdout(cache, HOLDOUT, arguments.seed)
     model = peer_model(config, arguments.seed)
-    batches = PaddedRows(cache, train, arguments.peer_rows, arguments.row_length, arguments.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.peer_lr, weight_decay=0.1, betas=(0.9, 0.95))
-    step, tokens = peer_step(model), 0.0
-    while (done := (time.perf_counter() - start) / budget) < 1:
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=rate, weight_decay=0.1, betas=(0.9, 0.95), fused=side == "tuned"
+    )
+    batches: Iterator[Batch]
+    if side == "tuned":
+        batches = RowSource(cache, train, rows=rows, seq=arguments.row_length, seed=arguments.seed, prefetch=2)
+        step = loss_of(causal_logits(model), precise=False, device=CPU)
+    else:
+        batches = PaddedRows(cache, train, rows, arguments.row_length, arguments.seed)
+        step = peer_step(model)
+    step(next(batches)).backward()  # compiled
+    optimizer.zero_grad(set_to_none=True)
+    steps, tokens, ready = 0, 0.0, time.perf_counter()
+    while (done := (time.perf_counter() - ready) / (budget - (ready - start))) < 1:
         # The schedule follows the clock, so that it ends when the time does: 3 % warm-up, cosine to 10 %.
         factor = done / 0.03 if done < 0.03 else 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2
         for group in optimizer.param_groups:
-            group["lr"] = arguments.peer_lr * max(factor, 0.01)
+            group["lr"] = rate * max(factor, 0.01)
         batch = next(batches)
         loss = step(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        tokens += batch.useful_tokens()
+        steps, tokens = steps + 1, tokens + batch.useful_tokens()
     weights = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     save_file(weights, Path(arguments.out, "peer.safetensors"))
-    Path(arguments.out, "peer.json").write_text(json.dumps({"tokens": tokens}))
+    Path(arguments.out, "peer.json").write_text(json.dumps({"steps": steps, "tokens": tokens}))
 
 
 def as_network(peer: LlamaForCausalLM) -> Network:

@@ -214,6 +214,37 @@ def test_a_padded_peer_needs_no_mask(benchmark: Any) -> None:
     assert all(call["attn_mask"] is None and call["is_causal"] for call in calls)
 
 
+@pytest.mark.slow
+def test_the_first_seed_chooses_the_rate_of_a_peer(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    theirs = benchmark("against_transformers")
+    ends = {("padded", 1e-3): 3.0, ("padded", 2e-3): 2.9, ("tuned", 1e-3): 2.5, ("tuned", 2e-3): 2.7}
+    trained: list[tuple[int, str, float]] = []
+
+    def pretended(_: Any, __: Any, ___: Any, sides: list[tuple[str, float]], seed: int) -> list[dict[str, float]]:
+        assert len(sides) == 1
+        trained.extend((seed, *side) for side in sides)
+        return [{"bpb": ends.get(side, 2.0), "steps": 3, "tokens": 7.0, "seconds": 9.0} for side in sides]
+
+    monkeypatch.setattr(theirs, "_trained", pretended)
+    monkeypatch.setattr(theirs, "build_cache", lambda *_: None)
+    names = {"recipe": "nano", "pretrain": "text", "tokenizer": "tok", "row_length": 512, "peer_rows": 8}
+    numbers = {"minutes": 6.0, "seeds": 2, "together": False, "peer_lrs": [1e-3, 2e-3], "peers": ["padded", "tuned"]}
+    arguments = SimpleNamespace(**names, **numbers, json=str(tmp_path / "kept.json"))
+    theirs.quality(arguments, None, None)
+    first = [(0, *side) for side in ends] + [(0, "cutaway", 0.0)]
+    assert trained == [*first, (1, "padded", 2e-3), (1, "tuned", 1e-3), (1, "cutaway", 0.0)]
+    shown = capsys.readouterr().out
+    assert "| 1 | tuned | 0.001 | 3 | 7 | 9 | 2.5000 |" in shown
+    theirs.quality(arguments, None, None)
+    assert len(trained) == 8 and capsys.readouterr().out == shown
+    arguments.minutes = 7.0
+    theirs.quality(arguments, None, None)
+    assert len(trained) == 16
+
+
 def test_documents_of_a_mixed_batch_do_not_predict_one_another(benchmark: Any) -> None:
     batch = benchmark("gpu_run").mixed_batch(50, 3, 64)
     assert batch.input_ids.shape == (3, 64)
