@@ -1,6 +1,6 @@
 """What `nano` learns of the playground in under ten minutes: every skill, in trained and never trained forms.
 
-python benchmarks/playground.py --out runs/bench/playground --seeds 0 1 2 [--minutes 8.2]
+python benchmarks/playground.py --out runs/bench/playground --seeds 0 1 2 [--minutes 8.2] [--flops 1e15]
 
 For each seed: the first parts of a quickstart (data, with its MB/s of a core; vocabulary; pretraining and fine-tuning
 within the minutes), how often the text that was read states each fact, and greedy answers to every evaluation set and
@@ -21,7 +21,7 @@ from cutaway.evals.intervals import Share
 from cutaway.evals.verified import Answered, answer_records, shares
 from cutaway.generation.engine import Engine
 from cutaway.life.journal import NAME, Journal
-from cutaway.life.quickstart import playground_life
+from cutaway.life.quickstart import FLOPS, playground_life, sized
 from cutaway.life.stage import train as train_step
 from cutaway.life.steps import LIFE_MINUTES, LONG_MINUTES, MEGABYTES
 from cutaway.life.town import train_vocabulary, write_data
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="directory for data, runs and scores")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--minutes", type=float, default=LONG_MINUTES, help="pretraining and fine-tuning together")
+    parser.add_argument("--flops", type=float, help="choose the model's width as on a machine that multiplies so many")
     parser.add_argument("--size-mb", type=float, default=MEGABYTES)
     parser.add_argument("--limit", type=int, help="only so many items of each skill, language and form")
     parser.add_argument("--skills", nargs="+", help="only these sets")
@@ -74,8 +75,9 @@ def train(folder: Path, seed: int, flags: argparse.Namespace) -> None:
     megabytes = sum(file["bytes"] for file in manifest["files"].values()) / 1e6
     print(f"data: {megabytes:.1f} MB in {seconds:.0f} s of a core, {megabytes / seconds:.2f} MB/s", flush=True)
     life_minutes = LIFE_MINUTES * flags.minutes / LONG_MINUTES
-    journal = Journal(folder / NAME, {"seed": seed, "budget_minutes": life_minutes}, {})
-    life = playground_life(folder, journal, load_recipe("nano"))
+    settings = {"seed": seed, "budget_minutes": life_minutes} | ({FLOPS: flags.flops} if flags.flops else {})
+    journal = Journal(folder / NAME, settings, {})
+    life = playground_life(folder, journal, sized(load_recipe("nano"), journal))
     train_vocabulary(life.data, folder / "tokenizer", life.recipe.tokenizer)
     began = time.perf_counter()
     for step in life.steps[:2]:

@@ -25,7 +25,7 @@ from cutaway.evals.report import Run
 from cutaway.evals.results import Result, save_result
 from cutaway.evals.verified import GREEDY, Answered
 from cutaway.generation.sampling import Sampling
-from cutaway.life import keeping, own, scoring, stage, steps
+from cutaway.life import keeping, own, quickstart, scoring, stage, steps
 from cutaway.life.journal import open_journal
 from cutaway.life.keeping import write_records
 from cutaway.life.parts import Part, go, share_left
@@ -41,6 +41,7 @@ from cutaway.recipe.recipe import Recipe, RunSettings
 from cutaway.rl.algorithms import ALGORITHMS
 from cutaway.tokenization.messages import Message
 from cutaway.training.checkpoint import Checkpoints
+from cutaway.training.derive import derive_model
 from cutaway.training.progress import WHOLE, Place, TrainingProgress
 from cutaway.verifiers.record import judge
 
@@ -155,9 +156,26 @@ def test_the_minutes_of_the_table_fill_those_of_a_life(tmp_path: Path) -> None:
     assert 0.95 * steps.LIFE_MINUTES <= planned <= steps.LIFE_MINUTES
 
 
+def test_a_faster_machine_trains_a_wider_model_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def width(out: Path, rate: float, minutes: float = 20.0) -> int:
+        monkeypatch.setattr(quickstart, "matmul_rate", lambda *_: rate)
+        journal = open_journal(out, {"seed": 0, "budget_minutes": minutes}, {})
+        recipe = quickstart.sized(load_recipe("nano"), journal)
+        derive_model(recipe.model, steps.VOCAB_SIZE, 512, (1, 2))  # heads and keys divide what they must
+        assert open_journal(out, {}, {}).settings[quickstart.FLOPS] == journal.settings[quickstart.FLOPS]
+        return recipe.model.hidden_size
+
+    assert [width(tmp_path / f"{rate:g}", rate) for rate in (1e10, 1.45e11, 3.7e11, 2e12)] == [128, 128, 192, 256]
+    assert width(tmp_path / "longer", 1.45e11, 60.0) == 192
+    assert width(tmp_path / "1e+10", 2e12) == 128, "another measurement changed a life that has begun"
+    old = open_journal(tmp_path / "old", {"seed": 0, "budget_minutes": 20.0}, {})
+    old.note("data", 20.0)
+    assert width(tmp_path / "old", 1e10) == 256
+
+
 def test_a_slow_machine_is_told_what_the_readme_took(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     life = life_of(tmp_path)
-    for number, told in ((153, True), (630, False)):
+    for number, told in ((306, True), (1260, False)):
         made = dataclasses.replace(recipe_of(life, PLAYGROUND[0]).pretrain, minutes=None, steps=number)
         out = life.run_of(PLAYGROUND[0])
         out.mkdir(exist_ok=True)

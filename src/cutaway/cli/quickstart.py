@@ -52,12 +52,12 @@ def live(flags: QuickstartFlags) -> Path:
     """From nothing to the last model; gives back its directory."""
     from cutaway.life.journal import open_journal
     from cutaway.life.parts import go
-    from cutaway.life.quickstart import playground_life, playground_parts, report_part
+    from cutaway.life.quickstart import playground_life, playground_parts, report_part, sized
     from cutaway.life.steps import LIFE_MINUTES
 
     given = {"seed": flags.seed, "budget_minutes": flags.budget_minutes}
     journal = open_journal(Path(flags.out), given, {"seed": 0, "budget_minutes": LIFE_MINUTES})
-    life = playground_life(Path(flags.out), journal, load_recipe("nano"))
+    life = playground_life(Path(flags.out), journal, sized(load_recipe("nano"), journal))
     go([*playground_parts(life, journal), report_part(life, journal, lambda: [gpu_costs("mini")])], journal)
     return life.model_of(life.steps[-1])
 

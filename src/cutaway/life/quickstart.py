@@ -18,6 +18,7 @@ from cutaway.life.stage import Life, by_hand, train
 from cutaway.life.steps import (
     DATA_MINUTES,
     LIFE_MINUTES,
+    LONG_MINUTES,
     OWN_MINUTES,
     PLAYGROUND,
     READ_MINUTES,
@@ -26,17 +27,38 @@ from cutaway.life.steps import (
     SCORE_MINUTES,
     SHORT_MINUTES,
     TOKENIZER_MINUTES,
+    WIDTHS,
     Step,
 )
 from cutaway.playground.write import EXAMPLE_QUESTIONS
 from cutaway.recipe.files import load_recipe
 from cutaway.recipe.recipe import Recipe
 from cutaway.tokenization.messages import Message
+from cutaway.training.metrics import matmul_rate
 from cutaway.training.plan import clock
+from cutaway.training.precision import pick_device, pick_dtype
 
 log = logging.getLogger("cutaway")
+FLOPS = "flops"
+"""In a journal's settings: what the machine multiplies in the minutes of pretraining and fine-tuning."""
 WORTH_SAYING = 0.95
 """A share of a stage's minutes below which a line says so."""
+
+
+def sized(recipe: Recipe, journal: Journal) -> Recipe:
+    """The recipe with a model as wide as the machine can train in the minutes of a journal (`WIDTHS`). What it
+    multiplies is measured where a life begins and kept in the journal, so that going on finds the same model."""
+    if FLOPS not in journal.settings:
+        device = pick_device()
+        rate = matmul_rate(device, pick_dtype("auto", device))
+        minutes = LONG_MINUTES * float(journal.settings["budget_minutes"]) / LIFE_MINUTES
+        # One that began before there was a choice has the widest.
+        journal.settings[FLOPS] = WIDTHS[-1][0] if journal.seconds else 60 * minutes * rate
+        journal.write()
+    flops = journal.settings[FLOPS]
+    shape = [shape for least, shape in WIDTHS if flops >= least][-1]
+    log.info("a model %d wide: this machine multiplies %.2g FLOPs in the long stages", shape["hidden_size"], flops)
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **shape))
 
 
 def playground_life(out: Path, journal: Journal, recipe: Recipe, steps: tuple[Step, ...] = PLAYGROUND) -> Life:

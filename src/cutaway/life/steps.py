@@ -12,11 +12,11 @@ Stage = Literal["pretrain", "sft", "lora", "dpo", "grpo", "agent"]
 
 LIFE_MINUTES = 20.0
 """What the minutes below add up to, data and scores included."""
-DATA_MINUTES, TOKENIZER_MINUTES, SCORE_MINUTES, REPORT_MINUTES = 0.3, 0.1, 0.75, 0.1
+DATA_MINUTES, TOKENIZER_MINUTES, SCORE_MINUTES, REPORT_MINUTES = 0.3, 0.1, 0.5, 0.1
 """Writing the data, training the vocabulary, scoring the model of one stage, and the report at the end."""
-READ_MINUTES = 0.1
+READ_MINUTES = 0.2
 """Scoring a model that has only read text."""
-OWN_MINUTES: dict[str, float] = {"lora": 0.7, "dpo": 1.0}
+OWN_MINUTES: dict[str, float] = {"lora": 0.7, "dpo": 0.8}
 """Asking the model for answers of its own before such a stage."""
 LEAST_SHARE = 0.5
 """Of its minutes that a stage has, however late it begins."""
@@ -27,7 +27,7 @@ TRUSTED_S = 60.0
 README_TOKENS = 2.5e6
 """Of pretraining, in `LIFE_MINUTES`, on the machine whose figures stand in README."""
 MEGABYTES = 24.0
-"""Pretraining text and conversations: over twice what two processor cores read in the minutes below."""
+"""Pretraining text and conversations: more than two processor cores read in the minutes below."""
 VOCAB_SIZE = 2000
 PASSES = 5
 """Passes over the adapter's own records."""
@@ -73,14 +73,24 @@ class Step:
 
 
 RATES: dict[str, dict[str, Any]] = {
-    "pretrain": {"batch_tokens": 4096, "optimizer": "muon", "muon_lr": 0.015, "adam_lr": 0.003},
-    "sft": {"batch_tokens": 4096, "optimizer": "muon", "muon_lr": 0.01, "adam_lr": 0.002},
+    "pretrain": {"batch_tokens": 2048, "optimizer": "muon", "muon_lr": 0.04, "adam_lr": 0.008},
+    "sft": {"batch_tokens": 2048, "optimizer": "muon", "muon_lr": 0.02, "adam_lr": 0.004},
 }
-"""Many small steps: in so short a run their number counts for more than how smooth each is."""
+"""Many small steps, and large ones: in so short a run their number counts for more than how smooth each is."""
 TRAINING = {"pretrain": 0.58, "sft": 0.42}
 """Shares of the time for the two long stages."""
 LONG_MINUTES = 8.2
 """Pretraining and fine-tuning together."""
+WIDTHS: tuple[tuple[float, dict[str, Any]], ...] = (
+    (0.0, {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 320}),
+    (1.2e14, {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 1, "intermediate_size": 448}),
+    (5e14, {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 512}),
+)
+"""Shapes of the model, and from how many FLOPs on: what the machine multiplies in the minutes of both long stages.
+
+The best size of a model grows with about the root of the FLOPs that it is trained with (arXiv 2203.15556, section 3): a
+larger one sees too little text, a smaller one has no room for it. With 7e13 FLOPs the narrowest learns by far the most.
+"""
 ONLY_AT_THE_ENDS = 1_000_000
 """Steps between evaluations, where they would take too much of so short a stage."""
 _KEEP: dict[str, Any] = {"scripts": "keep"}  # the playground has both scripts already
@@ -127,7 +137,7 @@ PLAYGROUND: tuple[Step, ...] = (
         {
             **_KEEP,
             "adam_lr": 1e-4,
-            "batch_tokens": 4096,
+            "batch_tokens": 2048,
             "row_length": 512,
             "nll_weight": 1.0,
             "holdout_tokens": 16384,
@@ -138,7 +148,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "grpo",
         ("rl.jsonl", "rl_held.jsonl"),
-        1.4,
+        2.5,
         "reinforcement learning: groups of answers, judged by a verifier",
         ("practice",),
         {
@@ -146,7 +156,7 @@ PLAYGROUND: tuple[Step, ...] = (
             "prompt_sampling": "dynamic",
             "kl": "none",
             "beta": 0.0,
-            "adam_lr": 3e-4,
+            "adam_lr": 5e-4,
             "warmup_fraction": 0.1,
             "max_new_tokens": 64,
             "row_length": 192,
@@ -158,7 +168,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "agent",
         ("agent_mixed.jsonl", "rl_held.jsonl"),
-        1.6,
+        2.0,
         "reinforcement learning over several turns with tools",
         ("tool_practice",),
         {
