@@ -1,4 +1,4 @@
-"""What `nano` learns of the playground in under ten minutes: every skill, in trained and never trained forms.
+"""What a model of the playground learns in under ten minutes: every skill, in trained and never trained forms.
 
 python benchmarks/playground.py --out runs/bench/playground --seeds 0 1 2 [--minutes 8.2] [--flops 1e15]
 

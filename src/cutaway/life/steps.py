@@ -14,7 +14,7 @@ LIFE_MINUTES = 20.0
 """What the minutes below add up to, data and scores included."""
 DATA_MINUTES, TOKENIZER_MINUTES, SCORE_MINUTES, REPORT_MINUTES = 0.3, 0.1, 0.5, 0.1
 """Writing the data, training the vocabulary, scoring the model of one stage, and the report at the end."""
-READ_MINUTES = 0.2
+READ_MINUTES = 0.4
 """Scoring a model that has only read text."""
 OWN_MINUTES: dict[str, float] = {"lora": 0.7, "dpo": 0.8}
 """Asking the model for answers of its own before such a stage."""
@@ -148,7 +148,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "grpo",
         ("rl.jsonl", "rl_held.jsonl"),
-        2.5,
+        2.3,
         "reinforcement learning: groups of answers, judged by a verifier",
         ("practice",),
         {
@@ -168,7 +168,7 @@ PLAYGROUND: tuple[Step, ...] = (
     Step(
         "agent",
         ("agent_mixed.jsonl", "rl_held.jsonl"),
-        2.0,
+        1.9,
         "reinforcement learning over several turns with tools",
         ("tool_practice",),
         {
