@@ -15,7 +15,7 @@ LIFE_MINUTES = 20.0
 DATA_MINUTES, TOKENIZER_MINUTES, SCORE_MINUTES, REPORT_MINUTES = 0.3, 0.1, 0.5, 0.1
 """Writing the data, training the vocabulary, scoring the model of one stage, and the report at the end."""
 READ_MINUTES = 0.4
-"""Scoring a model that has only read text."""
+"""Scoring a model that has only read text, and what the first compilation takes beyond the stage's minutes."""
 OWN_MINUTES: dict[str, float] = {"lora": 0.7, "dpo": 0.8}
 """Asking the model for answers of its own before such a stage."""
 LEAST_SHARE = 0.5
