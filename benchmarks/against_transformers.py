@@ -216,7 +216,7 @@ def quality(arguments: argparse.Namespace, config: ModelConfig, tokenizer: Token
     for seed in range(arguments.seeds):
         tries = [(peer, rate) for peer in arguments.peers for rate in best.get(peer, arguments.peer_lrs)]
         runs = {side: _named(arguments, *side, seed) for side in [*tries, (OURS, 0.0)]}
-        missing = [side for side, name in runs.items() if name in kept.missing([name])]
+        missing = [side for side, name in runs.items() if name not in kept.found]
         at_once = 2 if arguments.together else 1
         for start in range(0, len(missing), at_once):
             some = missing[start : start + at_once]
@@ -242,7 +242,7 @@ def _named(arguments: argparse.Namespace, side: str, rate: float, seed: int) -> 
 def _trained(
     arguments: argparse.Namespace, config: ModelConfig, cache: TokenCache, sides: list[tuple[str, float]], seed: int
 ) -> list[dict[str, float]]:
-    """Train these sides, at once where they are two, and measure what they end with."""
+    """Train these sides, at once where they are two, and measure what they end with; the seconds are of them all."""
     # All sides leave out the documents that the same hash of seed and content chooses.
     _, heldout = split_holdout(cache, HOLDOUT, seed)
     held, num_bytes = evaluation_batches(cache, heldout, 8, arguments.row_length)
@@ -258,16 +258,15 @@ def _trained(
                 else _peer_command(arguments, side, rate, seed, place)
             )
             running.append(_begun(command, place, core if len(sides) > 1 else None))
-        seconds = []
-        for process in running:
-            if process.wait():
-                raise SystemExit(f"a training process failed: exit code {process.returncode}")
-            seconds.append(time.perf_counter() - begun)
+        codes = [process.wait() for process in running]
+        seconds = time.perf_counter() - begun
+        if any(codes):
+            raise SystemExit(f"a training process failed: exit codes {codes}")
         found = []
-        for (side, _), place, taken in zip(sides, places, seconds, strict=True):
+        for (side, _), place in zip(sides, places, strict=True):
             network, steps, tokens = _own_end(place) if side == OURS else _peer_end(place, config)
             bpb = bits_per_byte(network, held, num_bytes)["bpb"]
-            found.append({"bpb": bpb, "steps": steps, "tokens": tokens, "seconds": taken})
+            found.append({"bpb": bpb, "steps": steps, "tokens": tokens, "seconds": seconds})
     return found
 
 
@@ -331,7 +330,10 @@ def train_peer(arguments: argparse.Namespace, config: ModelConfig, tokenizer: To
     step(next(batches)).backward()  # compiled
     optimizer.zero_grad(set_to_none=True)
     steps, tokens, ready = 0, 0.0, time.perf_counter()
-    while (done := (time.perf_counter() - ready) / (budget - (ready - start))) < 1:
+    left = budget - (ready - start)
+    if left <= 0:
+        raise SystemExit(f"{side}: reading and compiling took all of {arguments.minutes:g} minutes")
+    while (done := (time.perf_counter() - ready) / left) < 1:
         # The schedule follows the clock, so that it ends when the time does: 3 % warm-up, cosine to 10 %.
         factor = done / 0.03 if done < 0.03 else 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2
         for group in optimizer.param_groups:

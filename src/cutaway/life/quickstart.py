@@ -48,17 +48,18 @@ WORTH_SAYING = 0.95
 def sized(recipe: Recipe, journal: Journal) -> Recipe:
     """The recipe with a model as wide as the machine can train in the minutes of a journal (`WIDTHS`). What it
     multiplies is measured where a life begins and kept in the journal, so that going on finds the same model."""
+    if FLOPS not in journal.settings and journal.seconds:
+        return recipe  # it began before there was a choice
     if FLOPS not in journal.settings:
         device = pick_device()
-        rate = matmul_rate(device, pick_dtype("auto", device))
         minutes = LONG_MINUTES * float(journal.settings["budget_minutes"]) / LIFE_MINUTES
-        # One that began before there was a choice has the widest.
-        journal.settings[FLOPS] = WIDTHS[-1][0] if journal.seconds else 60 * minutes * rate
+        journal.settings[FLOPS] = 60 * minutes * matmul_rate(device, pick_dtype("auto", device))
         journal.write()
     flops = journal.settings[FLOPS]
     shape = [shape for least, shape in WIDTHS if flops >= least][-1]
-    log.info("a model %d wide: this machine multiplies %.2g FLOPs in the long stages", shape["hidden_size"], flops)
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **shape))
+    model = dataclasses.replace(recipe.model, **shape)
+    log.info("a model %d wide: this machine multiplies %.2g FLOPs in the long stages", model.hidden_size, flops)
+    return dataclasses.replace(recipe, model=model)
 
 
 def playground_life(out: Path, journal: Journal, recipe: Recipe, steps: tuple[Step, ...] = PLAYGROUND) -> Life:
