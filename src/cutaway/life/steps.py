@@ -84,7 +84,7 @@ LONG_MINUTES = 8.2
 WIDTHS: tuple[tuple[float, dict[str, Any]], ...] = (
     (0.0, {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 320}),
     (1.2e14, {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 1, "intermediate_size": 448}),
-    (5e14, {}),
+    (1e15, {}),
 )
 """Shapes of the model, and from how many FLOPs on: what the machine multiplies in the minutes of both long stages.
 The last is the recipe's own.
