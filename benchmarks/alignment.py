@@ -33,7 +33,7 @@ from cutaway.evals.intervals import Share, bootstrap_mean, wilson
 from cutaway.evals.verified import answer_records
 from cutaway.generation.engine import Engine
 from cutaway.life.keeping import records_in, tool_talks, write_records
-from cutaway.life.own import write_own_answers, write_own_pairs
+from cutaway.life.own import OWN_TALKS, write_own_answers, write_own_pairs
 from cutaway.life.steps import RATES, TOOL_TALKS
 from cutaway.model.weights import load_model
 from cutaway.playground.alignment import KINDS, preferences
@@ -140,7 +140,7 @@ class Bench:
         scores = self._judged_before(model)
         new = [one for one in wanted if one["id"] not in scores]
         if new:
-            scores |= {str(one.record["id"]): one.ok for one in answer_records(self.engine(model), new, self._toolbox)}
+            scores |= {str(one.record["id"]): one.ok for one in answer_records(self.engine(model), new, self.toolbox)}
         scores = {one["id"]: scores[one["id"]] for one in wanted}
         write(path, scores)
         return scores
@@ -155,7 +155,7 @@ class Bench:
         path = self.folder / "answers.jsonl"
         return {one["id"]: one["ok"] for one in read(path)} if model == self.base and path.is_file() else {}
 
-    def _toolbox(self, record: Record) -> Toolbox | None:
+    def toolbox(self, record: Record) -> Toolbox | None:
         environment = record.get("environment")
         return self.toolboxes(environment["seed"], environment["language"]) if environment else None
 
@@ -241,7 +241,7 @@ def clinic_questions(bench: Bench) -> Iterable[Record]:
 def adapted(bench: Bench, name: str) -> Path:
     """The adapter of a set: its records several times, and once what the base answered by itself to other questions."""
     passes = bench.flags.passes or PASSES[name]
-    write_own_answers(bench.base, bench.data, bench.seed, ANSWERS)
+    write_own_answers(bench.base, bench.data, bench.seed, ANSWERS, OWN_TALKS, bench.toolbox)
     records = [*read(bench.data / f"lora_{name}.jsonl") * passes, *read(bench.data / "lora_own.jsonl")]
     path = bench.folder / f"lora-{name}.jsonl"
     write_records(path, [*records, *tool_talks(bench.data, TOOL_TALKS)])

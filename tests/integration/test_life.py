@@ -27,7 +27,7 @@ from cutaway.evals.verified import GREEDY, Answered
 from cutaway.generation.sampling import Sampling
 from cutaway.life import keeping, own, quickstart, scoring, stage, steps
 from cutaway.life.journal import open_journal
-from cutaway.life.keeping import write_records
+from cutaway.life.keeping import Record, write_records
 from cutaway.life.parts import Part, go, share_left
 from cutaway.life.quickstart import playground_parts, say_how_slow
 from cutaway.life.report import fall_table, purpose_table
@@ -345,18 +345,30 @@ def test_own_answers_that_did_not_end_are_left_out(tmp_path: Path, monkeypatch: 
     write_records(tmp_path / "sft.jsonl", [talk("sft 0"), with_tools, *(talk(f"sft {i}") for i in range(1, 9))])
     asked: list[list[Message]] = []
 
-    def answers(model: Path, prompts: list[list[Message]], sampling: Sampling) -> list[Message | None]:
+    def answers(engine: object, prompts: list[list[Message]], sampling: Sampling) -> list[Message | None]:
         asked.extend(prompts)
         return [None if "1" in turns[-1]["content"] else {"role": "assistant", "content": "no"} for turns in prompts]
 
+    calls = {"role": "assistant", "content": "", "tool_calls": [{"name": "price", "arguments": {}}]}
+    ends = {"level 2": [calls, {"role": "tool", "content": "4"}, {"role": "assistant", "content": "four"}]}
+
+    def played(engine: object, records: list[Record], *rest: object) -> list[Answered]:
+        assert [record["level"] for record in records] == [2, 3]
+        return [Answered(one, ends.get(one["conversations"][-1]["content"], [calls]), True, "") for one in records]
+
+    tasks = [{"level": n, "conversations": [{"role": "user", "content": f"level {n}"}]} for n in (1, 2, 3, 2)]
+    write_records(tmp_path / "agent.jsonl", tasks)
+    monkeypatch.setattr(own, "_engine", lambda model: None)
     monkeypatch.setattr(own, "_answers", answers)
-    own.write_own_answers(tmp_path, tmp_path, 0, 10)
+    monkeypatch.setattr(own, "answer_records", played)
+    own.write_own_answers(tmp_path, tmp_path, 0, 10, 2, lambda record: None)
     fragile = [record["conversations"][-1]["content"] for record in own._asked(own.FRAGILE, 0, 6)]
     questions = ["rl 0", "rl 1", *fragile, *(f"sft {i}" for i in range(2))]
     assert [turns[-1]["content"] for turns in asked] == questions
     found = list(keeping.records_in(tmp_path / "lora_own.jsonl"))
     assert [[turn["content"] for turn in one["conversations"]] for one in found] == [
-        [question, "no"] for question in questions if "1" not in question
+        *([question, "no"] for question in questions if "1" not in question),
+        ["level 2", "", "4", "four"],
     ]
     assert [one["conversations"][1]["content"] for one in keeping.tool_talks(tmp_path, 5)] == ["4"]
 
@@ -370,8 +382,10 @@ def test_where_no_own_answer_ends_those_of_fine_tuning_stand_in(
     ]
     write_records(tmp_path / "rl.jsonl", ())
     write_records(tmp_path / "sft.jsonl", talks)
-    monkeypatch.setattr(own, "_answers", lambda model, prompts, sampling: [None] * len(prompts))
-    own.write_own_answers(tmp_path, tmp_path, 0, 4)
+    write_records(tmp_path / "agent.jsonl", ())
+    monkeypatch.setattr(own, "_engine", lambda model: None)
+    monkeypatch.setattr(own, "_answers", lambda engine, prompts, sampling: [None] * len(prompts))
+    own.write_own_answers(tmp_path, tmp_path, 0, 4, 2, lambda record: None)
     assert list(keeping.records_in(tmp_path / "lora_own.jsonl")) == talks[:4]
 
 
@@ -379,7 +393,7 @@ def test_own_pairs_are_a_right_and_a_wrong_answer(tmp_path: Path, monkeypatch: p
     """Counted: where one of four samples is right there is a pair, where all or none are there is none."""
     known = {record["conversations"][-1]["content"]: record for record in own._asked(own.UNSURE, 0, 42)}
 
-    def answers(model: Path, prompts: list[list[Message]], sampling: Sampling, seed: int) -> list[Message | None]:
+    def answers(engine: object, prompts: list[list[Message]], sampling: Sampling, seed: int) -> list[Message | None]:
         said: list[Message | None] = []
         for number, turns in enumerate(prompts):
             record = known[turns[-1]["content"]]
@@ -391,6 +405,7 @@ def test_own_pairs_are_a_right_and_a_wrong_answer(tmp_path: Path, monkeypatch: p
             )
         return said
 
+    monkeypatch.setattr(own, "_engine", lambda model: None)
     monkeypatch.setattr(own, "_answers", answers)
     own.write_own_pairs(tmp_path, tmp_path, 0, 42)
     pairs = list(keeping.records_in(tmp_path / "preference_own.jsonl"))

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cutaway.evals.verified import GREEDY, judge_record
+from cutaway.evals.verified import GREEDY, answer_records, judge_record
 from cutaway.generation.conversation import answer_message, answer_prompt
 from cutaway.generation.engine import Engine
 from cutaway.generation.generate import generate
@@ -23,6 +23,7 @@ from cutaway.playground.evaluation import item_record
 from cutaway.playground.language import LANGUAGES, make_language
 from cutaway.playground.skills import MAKERS
 from cutaway.playground.world import make_world
+from cutaway.rl.environment import ToolboxOf
 from cutaway.tokenization.messages import Message
 from cutaway.tokenization.tokenizer import Tokenizer
 from cutaway.training.precision import pick_device
@@ -37,11 +38,13 @@ FRAGILE = (
 """Skills of two thirds of these prompts, in turn: what an adapter takes first. Fine-tuning has few questions that
 nobody can answer (one in eighty), so these soon look like questions about itself; of the others a small model is never
 sure."""
+OWN_TALKS = 400
+"""Tasks of two and three calls, in the forms that tool use will practise, that it plays before, tools and all."""
 ASKED, SAMPLES, PAIRS_EACH = 1800, 4, 2
 """Prompts that it answers before preference, how often each, and the most pairs that are made of these answers."""
 UNSURE = ("counting", "sorting", "comparison", "counting", "sorting", "two_hop", "arithmetic")
 """Skills of these prompts, in turn: of those that a fine-tuned model does often, and not always, rightly."""
-_ANSWER_TOKENS, _LONGEST, _SLOTS = 128, 512, 64
+_ANSWER_TOKENS, _LONGEST, _SLOTS = 128, 1024, 64
 
 
 def of_minutes(count: int, minutes: float | None) -> int:
@@ -49,9 +52,10 @@ def of_minutes(count: int, minutes: float | None) -> int:
     return round(count * (minutes or LIFE_MINUTES) / LIFE_MINUTES)
 
 
-def write_own_answers(model: Path, data: Path, seed: int, count: int) -> None:
+def write_own_answers(model: Path, data: Path, seed: int, count: int, talks: int, world: ToolboxOf) -> None:
     """`lora_own.jsonl`: what a model answers, rightly or not, to prompts that reinforcement learning will practise, to
-    those of `FRAGILE` skills, and to the questions of fine-tuning.
+    those of `FRAGILE` skills, and to the questions of fine-tuning; and `talks` tasks with the tools of `world`, played
+    to their end.
 
     An adapter that is trained on them too leaves them as they are, and does not take every unusual question for one
     about itself. What it should have said would not do as well: a model that reads it again learns it by heart, and
@@ -63,9 +67,17 @@ def write_own_answers(model: Path, data: Path, seed: int, count: int) -> None:
     prompts = [record["conversations"] for record in itertools.islice(records_in(data / "rl.jsonl"), count // 5)]
     prompts += [record["conversations"] for record in _asked(FRAGILE, seed, count * 2 // 3)]
     prompts += itertools.islice(_questions(data), count - len(prompts))
-    answers = _answers(model, prompts, GREEDY)
+    engine = _engine(model)
+    answers = _answers(engine, prompts, GREEDY)
     ended = [[*turns, said] for turns, said in zip(prompts, answers, strict=True) if said is not None]
-    log.info("  %d of %d answers of its own ended; the adapter is to leave them so", len(ended), len(prompts))
+    tasks = [record for record in records_in(data / "agent.jsonl") if record["level"] > 1][:talks]
+    ended += [
+        [*one.record["conversations"], *one.said]
+        for one in answer_records(engine, tasks, world, _ANSWER_TOKENS)
+        if one.text and not one.said[-1].get("tool_calls")
+    ]
+    asked = len(prompts) + len(tasks)
+    log.info("  %d of %d answers of its own ended; the adapter is to leave them so", len(ended), asked)
     if not ended:  # as of a model that was trained for seconds: what it was told it should say, then
         ended = [record["conversations"] for record in itertools.islice(records_in(data / "sft.jsonl"), len(prompts))]
     write_records(out, ({"conversations": turns} for turns in ended))
@@ -82,11 +94,12 @@ def write_own_pairs(model: Path, data: Path, seed: int, count: int) -> None:
     if out.is_file():
         return
     prompts = [record for record in _asked(UNSURE, seed, count) for _ in range(SAMPLES)]
-    answers = _answers(model, [record["conversations"] for record in prompts], Sampling(temperature=1.0), seed)
+    asked = [record["conversations"] for record in prompts]
+    answers = _answers(_engine(model), asked, Sampling(temperature=1.0), seed)
     pairs: list[Record] = []
     for first in range(0, len(prompts), SAMPLES):
         record = prompts[first]
-        asked = record["conversations"]
+        turns = record["conversations"]
         labels = {"kind": "own answers", "skill": record["skill"], "language": record["language"]}
         right: list[Message] = []
         wrong: list[Message] = []
@@ -94,21 +107,27 @@ def write_own_pairs(model: Path, data: Path, seed: int, count: int) -> None:
             if said is not None:
                 (right if judge_record(record, [said]).ok else wrong).append(said)
         for better, worse in itertools.islice(zip(right, wrong, strict=False), PAIRS_EACH):
-            pair = {"chosen": [*asked, better], "rejected": [*asked, worse], **labels}
+            pair = {"chosen": [*turns, better], "rejected": [*turns, worse], **labels}
             if pair not in pairs[-1:]:  # both answers may be the same again
                 pairs.append(pair)
     write_records(out, pairs)
     log.info("  %d pairs of its own answers, from %d questions asked %d times", len(pairs), count, SAMPLES)
 
 
-def _answers(model: Path, prompts: Sequence[list[Message]], sampling: Sampling, seed: int = 0) -> list[Message | None]:
-    """What a model says to each prompt; None where it did not end or said nothing."""
+def _engine(model: Path) -> Engine:
+    """For many short texts of a model in a directory."""
     trained, tokenizer = load_model(model, pick_device()).eval(), Tokenizer.load(model)
     longest = min(_LONGEST, trained.config.max_position_embeddings)
-    engine = Engine(trained, tokenizer, slots=_SLOTS, max_length=longest, frozen=True)
-    ids = [answer_prompt(turns, tokenizer) for turns in prompts]
+    return Engine(trained, tokenizer, slots=_SLOTS, max_length=longest, frozen=True)
+
+
+def _answers(
+    engine: Engine, prompts: Sequence[list[Message]], sampling: Sampling, seed: int = 0
+) -> list[Message | None]:
+    """What a model says to each prompt; None where it did not end or said nothing."""
+    ids = [answer_prompt(turns, engine.tokenizer) for turns in prompts]
     done = generate(engine, ids, sampling=sampling, max_new_tokens=_ANSWER_TOKENS, seed=seed)
-    said = [answer_message(one.ids, tokenizer) if one.finish_reason == "stop" else None for one in done]
+    said = [answer_message(one.ids, engine.tokenizer) if one.finish_reason == "stop" else None for one in done]
     return [one if one is not None and one["content"] else None for one in said]
 
 

@@ -11,7 +11,7 @@ from cutaway.evals.results import Result
 from cutaway.evals.tables import Table
 from cutaway.life import report, town
 from cutaway.life.journal import Journal
-from cutaway.life.own import ASKED, OWN_ANSWERS, of_minutes, write_own_answers, write_own_pairs
+from cutaway.life.own import ASKED, OWN_ANSWERS, OWN_TALKS, of_minutes, write_own_answers, write_own_pairs
 from cutaway.life.parts import Part, share_left
 from cutaway.life.scoring import ITEMS, Exam, read_exam, said, score
 from cutaway.life.stage import Life, by_hand, train
@@ -114,7 +114,8 @@ def train_and_score(
     place = life.steps.index(step)
     before = life.steps[place - 1] if place else None
     if step.stage == "lora" and before is not None:
-        write_own_answers(life.model_of(before), life.data, life.seed, of_minutes(OWN_ANSWERS, life.minutes))
+        counts = of_minutes(OWN_ANSWERS, life.minutes), of_minutes(OWN_TALKS, life.minutes)
+        write_own_answers(life.model_of(before), life.data, life.seed, *counts, town.tools_of(life.data))
     if step.stage == "dpo" and before is not None:
         write_own_pairs(life.model_of(before), life.data, life.seed, of_minutes(ASKED, life.minutes))
     share = share_left()

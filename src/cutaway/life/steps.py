@@ -40,6 +40,9 @@ that most of so short a stage is about these."""
 HELD = 400
 """Prompts about who it is, and to refuse, among those of reinforcement learning, so that it holds what it learnt."""
 
+KNOWN = 200
+"""Prompts of skills that GRPO has no forms to practise of, beside them."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -148,7 +151,7 @@ PLAYGROUND: tuple[Step, ...] = (
     ),
     Step(
         "grpo",
-        ("rl.jsonl", "rl_held.jsonl"),
+        ("rl.jsonl", "rl_held.jsonl", "rl_known.jsonl"),
         2.3,
         "reinforcement learning: groups of answers, judged by a verifier",
         ("practice",),
