@@ -3,11 +3,11 @@
 import itertools
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cutaway.life.steps import HELD, KNOWN
+from cutaway.life.steps import HELD
 from cutaway.model.weights import write_text
 from cutaway.playground.alignment import agent_tasks
 from cutaway.playground.evaluation import item_record
@@ -29,26 +29,12 @@ def held_prompts(world: World, settings: PlaygroundSettings) -> Iterator[Record]
     who = list(identity_prompts(settings.name, settings.author, settings.languages))
     for record in draw.sample(who, min(HELD // 2, len(who))):
         yield {**record, "level": "identity"}
-    yield from _in_trained_forms("held", ("refusal",), HELD // 2, world, settings, draw)
-
-
-def known_prompts(world: World, settings: PlaygroundSettings) -> Iterator[Record]:
-    """`KNOWN` prompts to count and to sort: reinforcement learning practises neither, and a model that is sure of
-    neither loses some of both meanwhile."""
-    draw = random.Random(f"known {settings.seed}")
-    return _in_trained_forms("known", ("counting", "sorting"), KNOWN, world, settings, draw)
-
-
-def _in_trained_forms(
-    name: str, skills: Sequence[str], count: int, world: World, settings: PlaygroundSettings, draw: random.Random
-) -> Iterator[Record]:
-    """Prompts of these skills in turn, as fine-tuning asks them, with verifiers."""
-    for number in range(count):
-        skill = skills[number // len(settings.languages) % len(skills)]
+    for number in range(HELD // 2):
         language = make_language(settings.languages[number % len(settings.languages)])
-        item = item_record(MAKERS[skill](world, language, draw, "train"))
-        labels = {"id": f"{name}/{language.code}/{number}", "skill": skill, "language": language.code}
-        yield labels | dict(item) | {"level": skill}
+        item = item_record(MAKERS["refusal"](world, language, draw, "train"))
+        yield {"id": f"held/{language.code}/{number}", "skill": "refusal", "language": language.code, **item} | {
+            "level": "refusal"
+        }
 
 
 def mixed_tasks(data: Path, world: World, settings: PlaygroundSettings) -> Iterator[Record]:

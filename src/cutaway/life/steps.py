@@ -24,7 +24,7 @@ SHORT_MINUTES = 1.0
 """Of a stage that gives nothing up: it has little more than what loading and measuring its speed take."""
 TRUSTED_S = 60.0
 """Seconds that what is done is weighed against, when what is left is estimated from it."""
-README_TOKENS = 2.5e6
+README_TOKENS = 6.1e6
 """Of pretraining, in `LIFE_MINUTES`, on the machine whose figures stand in README."""
 MEGABYTES = 24.0
 """Pretraining text and conversations: more than two processor cores read in the minutes below."""
@@ -40,8 +40,6 @@ that most of so short a stage is about these."""
 HELD = 400
 """Prompts about who it is, and to refuse, among those of reinforcement learning, so that it holds what it learnt."""
 
-KNOWN = 200
-"""Prompts of skills that GRPO has no forms to practise of, beside them."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ PLAYGROUND: tuple[Step, ...] = (
     ),
     Step(
         "grpo",
-        ("rl.jsonl", "rl_held.jsonl", "rl_known.jsonl"),
+        ("rl.jsonl", "rl_held.jsonl"),
         2.3,
         "reinforcement learning: groups of answers, judged by a verifier",
         ("practice",),
@@ -167,7 +165,7 @@ PLAYGROUND: tuple[Step, ...] = (
             "minibatches": 2,
             "holdout_prompts": 0,
         },
-        share=0.5,
+        share=0.35,
     ),
     Step(
         "agent",

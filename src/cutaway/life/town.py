@@ -9,15 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cutaway.life.keeping import (
-    held_pairs,
-    held_prompts,
-    known_prompts,
-    mixed_tasks,
-    records_in,
-    tool_talks,
-    write_records,
-)
+from cutaway.life.keeping import held_pairs, held_prompts, mixed_tasks, records_in, tool_talks, write_records
 from cutaway.life.steps import LIFE_MINUTES, MEGABYTES, NAME_PAIRS, PASSES, STYLE_PAIRS, TOOL_TALKS, VOCAB_SIZE
 from cutaway.playground.alignment import KINDS
 from cutaway.playground.evaluation import toolboxes_beside
@@ -38,8 +30,8 @@ def megabytes(minutes: float) -> float:
 
 def write_data(data: Path, seed: int, size_mb: float) -> dict[str, Any]:
     """The playground's sets; `lora_mixed.jsonl` and `agent_mixed.jsonl`, what the adapter and tool use are trained on;
-    `preference_held.jsonl`, `rl_held.jsonl` and `rl_known.jsonl`, what stands beside pairs of own answers and beside
-    the prompts of reinforcement learning. Gives back the manifest."""
+    `preference_held.jsonl` and `rl_held.jsonl`, what stands beside pairs of own answers and beside the prompts of
+    reinforcement learning. Gives back the manifest."""
     settings = PlaygroundSettings(seed=seed, size_mb=size_mb)
     manifest = write_playground(data, settings)
     own = list(records_in(data / "lora_identity.jsonl"))
@@ -51,7 +43,6 @@ def write_data(data: Path, seed: int, size_mb: float) -> dict[str, Any]:
     write_records(data / "preference_held.jsonl", [*itertools.islice(style, STYLE_PAIRS), *who[:NAME_PAIRS]])
     world = make_world(seed)
     write_records(data / "rl_held.jsonl", held_prompts(world, settings))
-    write_records(data / "rl_known.jsonl", known_prompts(world, settings))
     write_records(data / "agent_mixed.jsonl", mixed_tasks(data, world, settings))
     return manifest
 
