@@ -26,9 +26,9 @@ from cutaway.model.transformer import CausalLM, DecoderLayer
 
 Linear = Callable[[Tensor], Tensor]
 
-BLOCKED_FOR = {torch.float32: 16, torch.bfloat16: 1}
-"""Rows of input that a matrix's blocked order is chosen for, by dtype; any number may come. In fp32 the order for 16
-serves one row as well as its own; in bf16 only that for one row was measured."""
+BLOCKED_FOR = {torch.float32: 16, torch.bfloat16: 16}
+"""Rows of input that a matrix's blocked order is chosen for, by dtype; any number may come. The order for 16 serves one
+row as well as its own (`benchmarks/generation.py --orders`)."""
 MOST_BLOCKED, STEP = 64, 8
 """Rows up to which fp32 takes the blocked order, filled up to a multiple of `STEP`: oneDNN keeps memory for every
 matrix and number of rows that ever came, and a server's grew with it. Beyond, the plain order is about as fast."""

@@ -41,7 +41,6 @@ HELD = 400
 """Prompts about who it is, and to refuse, among those of reinforcement learning, so that it holds what it learnt."""
 
 
-
 @dataclass(frozen=True)
 class Step:
     """A row of the table."""
