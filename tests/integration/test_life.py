@@ -385,6 +385,7 @@ def test_where_no_own_answer_ends_those_of_fine_tuning_stand_in(
     write_records(tmp_path / "agent.jsonl", ())
     monkeypatch.setattr(own, "_engine", lambda model: None)
     monkeypatch.setattr(own, "_answers", lambda engine, prompts, sampling: [None] * len(prompts))
+    monkeypatch.setattr(own, "answer_records", lambda engine, records, *rest: [])
     own.write_own_answers(tmp_path, tmp_path, 0, 4, 2, lambda record: None)
     assert list(keeping.records_in(tmp_path / "lora_own.jsonl")) == talks[:4]
 
