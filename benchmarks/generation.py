@@ -237,8 +237,9 @@ def cache_bytes(model: CausalLM, tokenizer: Tokenizer) -> None:
     c, length = model.config, 512
     engine = Engine(model, tokenizer, slots=BATCH, max_length=length, dtype=torch.bfloat16)
     engine.cache.reserve(length)
-    paper = 2 * c.num_hidden_layers * BATCH * c.num_key_value_heads * length * c.head_dim * 2
-    print(f"\ncache, {BATCH} slots of {length}: {engine.cache.store.nbytes:,} bytes; on paper {paper:,}")
+    store = engine.cache.store
+    paper = 2 * c.num_hidden_layers * BATCH * c.num_key_value_heads * length * c.head_dim * store.dtype.itemsize
+    print(f"\ncache, {BATCH} slots of {length} in {store.dtype}: {store.nbytes:,} bytes; on paper {paper:,}")
 
 
 def cost_of_bf16(model: CausalLM, tokenizer: Tokenizer, prompts: list[list[int]]) -> None:

@@ -16,6 +16,7 @@ from cutaway.generation.engine import Completion, Engine, Request
 from cutaway.generation.generate import document_prompt, generate, stream
 from cutaway.generation.sampling import Sampling
 from cutaway.model.lora import LoRAConfig, adapt
+from cutaway.model.mlp import SwiGLU
 from cutaway.model.transformer import CausalLM
 from generation_helpers import finish, tiny_model, tiny_tokenizer
 
@@ -291,6 +292,25 @@ def test_a_packed_product_is_the_plain_one_for_any_rows(
         torch.testing.assert_close(got.double(), exact, atol=tolerance * inputs**0.5, rtol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@settings(max_examples=20, deadline=None)
+@given(batch=st.integers(1, 40), width=st.integers(1, 16), inner=st.integers(1, 70))
+def test_the_packed_feed_forward_layer_is_the_plain_one_for_any_rows(
+    dtype: torch.dtype, batch: int, width: int, inner: int
+) -> None:
+    config = dataclasses.replace(tiny_model().config, hidden_size=4 * width, intermediate_size=inner)
+    mlp, generator = SwiGLU(config), torch.Generator().manual_seed(batch)
+    with torch.no_grad():
+        for weight in mlp.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator) / weight.shape[1] ** 0.5)
+    x = torch.randn(batch, 1, config.hidden_size, generator=generator)
+    # The packed layer's input is a `unit_norm`, whose root of d it multiplies in.
+    packed = decoder._swiglu(mlp, torch.ones(config.hidden_size), dtype)
+    got = packed((x / config.hidden_size**0.5).to(dtype))
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
+    torch.testing.assert_close(got.float(), mlp(x).detach(), atol=tolerance, rtol=tolerance)
+
+
 def test_the_packed_copy_gives_every_row_of_a_batch_what_it_gets_alone() -> None:
     engine = Engine(tiny_model(), tiny_tokenizer(), slots=5, frozen=True)
     ids = [engine.submit(request) for request in requests()]
@@ -373,7 +393,7 @@ def test_generate_keeps_the_order_and_spreads_the_seed() -> None:
 def test_a_bf16_copy_writes_nearly_the_same_and_follows_the_model() -> None:
     model = tiny_model(seed=8)
     engine = Engine(model, tiny_tokenizer(), slots=1, dtype=torch.bfloat16)
-    assert engine.cache.keys.dtype == torch.bfloat16
+    assert engine.packed is not None and engine.packed.embedding.dtype == torch.bfloat16
     request = Request([5, 9], 1, stop_ids=(), temperature=0)
     before = run_one(engine, request).logprobs[0]
     fp32 = run_one(Engine(model, tiny_tokenizer(), slots=1), request).logprobs[0]

@@ -2,8 +2,9 @@
 
 What differs from the modules, each measured (docs/engine.md): the projections that read the same vector are one
 matrix; on a CPU, matrices lie in the blocked order that its kernels want, instead of being reordered at every use;
-keys and values of a token are written in one step; the gain of a norm is multiplied into the matrix behind it; the
-residual stream is fp32 whatever the dtype of the matrices.
+keys and values of a token are written in one step; the two channels that turn together are neighbours, so a rotation
+is one complex product; the gain of a norm is multiplied into the matrix behind it; the residual stream is fp32 whatever
+the dtype of the matrices, and so on a CPU are keys and values.
 """
 
 import copy
@@ -14,7 +15,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
 from cutaway.generation.kv_cache import KVCache
@@ -47,6 +48,12 @@ class PackedDecoder:
         recording can."""
         return self.embedding.is_cuda and not self.config.num_experts
 
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """What keys and values are kept in: fp32 on a CPU, whose attention kernel is slower in bf16 for the few queries
+        of a decoding step, although it then reads half as many bytes (docs/engine.md)."""
+        return self.dtype if self.embedding.is_cuda or self.embedding.is_mps else torch.float32
+
     @torch.no_grad()
     def load(self, model: CausalLM) -> None:
         """Take over the present weights; on a GPU where the earlier ones lie, since recorded steps look there."""
@@ -75,18 +82,23 @@ class PackedDecoder:
     ) -> Float[Tensor, "batch seq hidden"]:
         """Normalised hidden states after new tokens whose pass was announced with `cache.begin`."""
         h = F.embedding(ids, self.embedding).float()
-        cos, sin = self.rotary(positions)
-        # One cosine and one signed sine a channel, so that turning is two products: x cos + swapped(x) sin.
-        cos, sin = cos.transpose(1, 2).repeat(1, 1, 1, 2), sin.transpose(1, 2)
-        sin = torch.cat((-sin, sin), dim=-1)
+        turn = torch.complex(*self.rotary(positions)).transpose(1, 2)
         for index, layer in enumerate(self.layers):
-            h += layer.attention(unit_norm(h, self.floor).to(self.dtype), cos, sin, cache, index)
+            h += layer.attention(unit_norm(h, self.floor).to(self.dtype), turn, cache, index)
             h += layer.mlp(unit_norm(h, self.floor).to(self.dtype))
         return unit_norm(h, self.floor).to(self.dtype)
 
     def logits(self, hidden: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch vocab"]:
         """Of the next token."""
         return self.head(hidden)
+
+
+def side_by_side(weight: Float[Tensor, "rows *inputs"], head_dim: int) -> Float[Tensor, "rows *inputs"]:
+    """Rows in an order in which the two channels of a pair, which are half a head apart, are neighbours.
+
+    Queries and keys both in that order have the same products as before.
+    """
+    return weight.view(-1, 2, head_dim // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
 def unit_norm(x: Float[Tensor, "... size"], floor: Float[Tensor, ""]) -> Float[Tensor, "... size"]:
@@ -99,14 +111,15 @@ class _Layer:
     def __init__(self, layer: DecoderLayer, dtype: torch.dtype) -> None:
         attention = layer.self_attn
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         gain = layer.input_layernorm.weight
-        self.qkv = pack_linear(*(_weight(projection) for projection in projections), dtype=dtype, gain=gain)
+        q, k = (side_by_side(_weight(turned), self.head_dim) for turned in (attention.q_proj, attention.k_proj))
+        self.qkv = pack_linear(q, k, _weight(attention.v_proj), dtype=dtype, gain=gain)
         self.out = pack_linear(_weight(attention.o_proj), dtype=dtype)
         self.qk_gain: Tensor | None = None
         if attention.qk_norm:
-            gains = [attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.kv_heads, -1)]
-            self.qk_gain = torch.cat(gains).detach().float() * math.sqrt(self.head_dim)
+            q, k = (side_by_side(norm.weight.detach(), self.head_dim) for norm in (attention.q_norm, attention.k_norm))
+            gains = torch.cat((q.expand(self.heads, -1), k.expand(self.kv_heads, -1)))
+            self.qk_gain = gains.float() * math.sqrt(self.head_dim)
             self.floor = torch.tensor(math.sqrt(self.head_dim * attention.q_norm.eps)).to(self.qk_gain.device)
         gain = layer.post_attention_layernorm.weight
         mlp = layer.mlp
@@ -120,22 +133,21 @@ class _Layer:
     def attention(
         self,
         x: Float[Tensor, "batch seq hidden"],
-        cos: Float[Tensor, "batch seq 1 head_dim"],
-        sin: Float[Tensor, "batch seq 1 head_dim"],
+        turn: Complex[Tensor, "batch seq 1 half"],
         cache: KVCache,
         index: int,
     ) -> Float[Tensor, "batch seq hidden"]:
-        qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_dim)
-        turning = qkv[:, :, : self.heads + self.kv_heads].float()
+        qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_dim).float()
+        turning = qkv[:, :, : self.heads + self.kv_heads]
         if self.qk_gain is not None:
-            turning = unit_norm(turning, self.floor) * self.qk_gain
-        turned = torch.addcmul(turning * cos, turning.roll(self.head_dim // 2, -1), sin)
-        # Written back over q and k; k and v lie side by side, as the cache has them.
-        qkv[:, :, : self.heads + self.kv_heads] = turned
+            turning.copy_(unit_norm(turning, self.floor) * self.qk_gain)
+        # A pair of channels is a complex number, and a turn a product.
+        torch.view_as_complex(turning.view(*turning.shape[:-1], -1, 2)).mul_(turn)
+        # k and v lie side by side, as the cache has them.
         cache.write(index, qkv[:, :, self.heads :])
         k, v = cache.read(index)
-        out = attend(qkv[:, :, : self.heads].transpose(1, 2), k, v, cache.mask)
-        return self.out(out.transpose(1, 2).flatten(2))
+        out = attend(qkv[:, :, : self.heads].transpose(1, 2).to(k.dtype), k, v, cache.mask)
+        return self.out(out.transpose(1, 2).flatten(2).to(x.dtype))
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,8 @@ class Engine:
         self.packed = PackedDecoder(model, self.dtype) if copied else None
         self.device = weight.device
         self.max_length = max_length or model.config.max_position_embeddings
-        self.cache = KVCache(model.config, slots, self.max_length, self.dtype, self.device)
+        kept_in = self.packed.cache_dtype if self.packed else self.dtype
+        self.cache = KVCache(model.config, slots, self.max_length, kept_in, self.device)
         self.recorded = RecordedSteps(self.packed, self.cache) if self.packed and self.packed.recordable else None
         own = model.config.eos_token_id
         self.stop_ids = frozenset(stop_ids(tokenizer)) | frozenset([own] if isinstance(own, int) else own or ())
@@ -235,7 +236,8 @@ class Engine:
         requests = [row.request for row in self._running]
         uniforms = [uniform(row.request.seed, len(row.ids)) for row in self._running]
         top = max(request.top_logprobs for request in requests)
-        drawn = sample(self._steer(torch.cat(logits).float()), requests, uniforms, top)
+        joined = logits[0] if len(logits) == 1 else torch.cat(logits)
+        drawn = sample(self._steer(joined.float()), requests, uniforms, top)
         pieces = [self._append(row, *one) for row, one in zip(self._running, _rows(drawn), strict=True)]
         for slot in reversed(range(len(pieces))):
             completion = pieces[slot].completion
@@ -305,8 +307,11 @@ class Engine:
             hidden = self.packed.forward(padded, positions, self.cache)
         else:
             hidden = self.source.model(padded, positions, None, self.cache)
-        last = torch.tensor([len(ids) - 1 for ids in fed], device=self.device)
-        hidden = hidden[torch.arange(len(rows), device=self.device), last]
+        if longest > 1:
+            last = torch.tensor([len(ids) - 1 for ids in fed], device=self.device)
+            hidden = hidden[torch.arange(len(rows), device=self.device), last]
+        else:
+            hidden = hidden[:, 0]
         return self.packed.logits(hidden) if self.packed is not None else F.linear(hidden, self.source.head_weight)
 
     def _steer(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
