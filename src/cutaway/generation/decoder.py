@@ -51,8 +51,8 @@ class PackedDecoder:
     @property
     def cache_dtype(self) -> torch.dtype:
         """What keys and values are kept in: fp32 on a CPU, whose attention kernel is slower in bf16 for the few queries
-        of a decoding step, although it then reads half as many bytes (docs/engine.md)."""
-        return self.dtype if self.embedding.is_cuda or self.embedding.is_mps else torch.float32
+        of a decoding step, although it then reads half as many bytes (`benchmarks/RESULTS.md`)."""
+        return torch.float32 if self.embedding.device.type == "cpu" else self.dtype
 
     @torch.no_grad()
     def load(self, model: CausalLM) -> None:
@@ -94,9 +94,10 @@ class PackedDecoder:
 
 
 def side_by_side(weight: Float[Tensor, "rows *inputs"], head_dim: int) -> Float[Tensor, "rows *inputs"]:
-    """Rows in an order in which the two channels of a pair, which are half a head apart, are neighbours.
+    r"""The rows of every head in the order $0, \tfrac d2, 1, \tfrac d2 + 1, \ldots$ with $d$ = `head_dim`.
 
-    Queries and keys both in that order have the same products as before.
+    The two channels that turn together (`model/rope.py` `rotate`) are then neighbours, and one complex number. Queries
+    and keys both in that order have the products that they had before.
     """
     return weight.view(-1, 2, head_dim // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 

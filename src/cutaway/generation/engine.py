@@ -236,8 +236,7 @@ class Engine:
         requests = [row.request for row in self._running]
         uniforms = [uniform(row.request.seed, len(row.ids)) for row in self._running]
         top = max(request.top_logprobs for request in requests)
-        joined = logits[0] if len(logits) == 1 else torch.cat(logits)
-        drawn = sample(self._steer(joined.float()), requests, uniforms, top)
+        drawn = sample(self._steer(torch.cat(logits).float()), requests, uniforms, top)
         pieces = [self._append(row, *one) for row, one in zip(self._running, _rows(drawn), strict=True)]
         for slot in reversed(range(len(pieces))):
             completion = pieces[slot].completion
@@ -307,11 +306,8 @@ class Engine:
             hidden = self.packed.forward(padded, positions, self.cache)
         else:
             hidden = self.source.model(padded, positions, None, self.cache)
-        if longest > 1:
-            last = torch.tensor([len(ids) - 1 for ids in fed], device=self.device)
-            hidden = hidden[torch.arange(len(rows), device=self.device), last]
-        else:
-            hidden = hidden[:, 0]
+        last = torch.tensor([len(ids) - 1 for ids in fed], device=self.device)
+        hidden = hidden[torch.arange(len(rows), device=self.device), last]
         return self.packed.logits(hidden) if self.packed is not None else F.linear(hidden, self.source.head_weight)
 
     def _steer(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
